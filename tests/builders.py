@@ -71,11 +71,13 @@ def write(path: Path, content: Any, header: Sequence[str] = ("text", "label")) -
     """Write a file in the format of its extension and return its path.
 
     Args:
-        content: columns by name, a list of dictionaries, a list of tuples with the names in `header`; for .yaml and .json any
-            value, for other extensions lines or text.
+        content: text or bytes, which are written as they are; columns by name, a list of dictionaries, or a list of tuples
+            with the names in `header`; for .yaml and .json any value, for other extensions lines.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in (".yaml", ".json"):
+    if isinstance(content, (str, bytes)):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    elif path.suffix in (".yaml", ".json"):
         path.write_text(yaml.safe_dump(content) if path.suffix == ".yaml" else json.dumps(content), encoding="utf-8")
     elif path.suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
         if isinstance(content, Mapping):
@@ -84,8 +86,7 @@ def write(path: Path, content: Any, header: Sequence[str] = ("text", "label")) -
             header, content = list(content[0]), [tuple(row.values()) for row in content]
         _write_table(path, list(header), content)
     else:
-        text = content if isinstance(content, str) else "".join(f"{line}\n" for line in content)
-        path.write_text(text, encoding="utf-8", newline="")
+        path.write_text("".join(f"{line}\n" for line in content), encoding="utf-8", newline="")
     return path
 
 
@@ -98,6 +99,11 @@ def _write_table(path: Path, header: list[str], content: Sequence[Sequence[Any]]
     else:
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *content])
+
+
+def edit(path: Path, **fields: Any) -> Path:
+    """Change fields of the object in a JSON file, which need not exist; return the path."""
+    return write(path, (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | fields)
 
 
 def read_table(path: Path | str) -> list[dict[str, Any]]:
@@ -141,9 +147,9 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def run(metrics: Sequence[Any] = (), **changes: Any) -> Any:
+def run(metrics: Sequence[Any] = (), resume: Any = "auto", **changes: Any) -> Any:
     """Fine-tune with the settings of `document(**changes)`."""
-    return fine_tune(document(**changes), metrics=metrics)
+    return fine_tune(document(**changes), metrics=metrics, resume=resume)
 
 
 def train_tiny(folder: Path) -> Any:
@@ -174,6 +180,7 @@ def prepared(
 ) -> Prepared:
     """Fit a task, encode its rows (by default all columns of 24 rows), and build its model, wrapped by a strategy."""
     checkpoint, data, problems = opened(model), rows() if data is None else data, Problems()
+    task, strategy = ({"name": given} if isinstance(given, str) else given for given in (task, strategy))
     strategy = strategy if isinstance(strategy, Strategy) else strategy_from(strategy)
     fitted = task_from(task).fit(data, problems)
     problems.raise_if_any()
@@ -207,16 +214,28 @@ def trainer(model: Path, strategy: Strategy | None = None, output: Path | None =
     return Trainer(built, task, tables, strategy=strategy, training=config, output_dir=output)
 
 
+def exit_status(*arguments: object) -> int:
+    """Run `nlp-transfer` in this process; return its exit status."""
+    try:
+        run_command(lambda: cli.main([str(argument) for argument in arguments], standalone_mode=False))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 def command(*arguments: object) -> tuple[int, str]:
     """Run `nlp-transfer` in this process; return its exit status, and its output and messages."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
-    status = 0
     with redirect_stdout(stream), redirect_stderr(stream):
-        try:
-            run_command(lambda: cli.main([str(argument) for argument in arguments], standalone_mode=False))
-        except SystemExit as end:
-            status = int(end.code or 0)
+        status = exit_status(*arguments)
     return status, stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+def succeed(*arguments: object) -> str:
+    """Run `nlp-transfer` in this process, which succeeds; return its output and messages."""
+    status, output = command(*arguments)
+    assert status == 0, output
+    return output
 
 
 @contextmanager

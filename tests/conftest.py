@@ -6,11 +6,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny: more threads only wait for each other
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.builders import sentiment_rows, write
+from tests.builders import document, run, sentiment_rows, write
 from tests.helpers.models import FAMILIES, save_tiny
 
 
@@ -39,3 +42,15 @@ def sentiment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sentiment")
     rows = sentiment_rows(136)
     return {"train": write(folder / "train.csv", rows[:96]), "test": write(folder / "test.csv", rows[96:])}
+
+
+@pytest.fixture
+def plan(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`builders.document` of a tiny BERT on the sentiment rows, in `tmp_path/run`."""
+    return partial(document, model=tiny["bert"], data=sentiment, output_dir=tmp_path / "run")
+
+
+@pytest.fixture
+def train(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> Callable[..., Any]:
+    """`builders.run` of a tiny BERT on the sentiment rows, in `tmp_path/run`."""
+    return partial(run, model=tiny["bert"], data=sentiment, output_dir=tmp_path / "run")

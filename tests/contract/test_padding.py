@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import encode_rows
 from nlp_transfer.inference.batched_prediction import predict_table
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems
-from tests.builders import sentiment_rows
+from tests.builders import opened, sentiment_rows
 from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
@@ -28,7 +26,7 @@ def test_a_batch_equals_its_rows_one_by_one(family: str, head: dict[str, object]
     pairs = sentiment_rows(12)
     rows = from_columns({"text": [text for text, _ in pairs], "label": [label for _, label in pairs]}, "rows")
     task = task_from({"name": "text_classification", "head": head}).fit(rows, Problems())
-    checkpoint = Checkpoint.open(find_model(str(tiny[family])))
+    checkpoint = opened(tiny[family])
     torch.manual_seed(1)
     model = task.build_model(checkpoint, TrainingConfig()).eval()
     tokenizer = checkpoint.tokenizer

@@ -9,10 +9,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer import load_predictor
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.saved_models.load import open_adapter
-from tests.builders import sentiment_rows, write
+from tests.builders import columns, run, sentiment_rows, write
 from tests.helpers.models import FAMILIES
 from tests.helpers.processes import CHILDREN, in_child
 
@@ -36,19 +36,16 @@ HEADS |= {f"deep-{how}": ("roberta", "full", DEEP | {"head": {"pooling": how}}) 
 def runs(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family x every strategy, and every kind of task and head, trained for two steps."""
     folder = tmp_path_factory.mktemp("runs")
-    pairs = sentiment_rows(32)
-    tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(32)]
-    rows = [(text, pairs[-i - 1][0], label, tags[i], i % 5) for i, (text, label) in enumerate(pairs)]
-    source = write(folder / "train.csv", rows, ("text", "other", "label", "tags", "score"))
+    source = write(folder / "train.csv", columns(32))
     for name, (family, strategy, task) in (PLAIN | HEADS).items():
         frozen = {"frozen_layers": "all"} if (family, strategy) == ("albert", "partial") else {}
-        fine_tune(
-            model=str(tiny[family]),
-            data={"train": str(source), "validation_share": 0},
+        run(
+            model=tiny[family],
+            data={"train": source},
             task=task,
             strategy={"name": strategy, **frozen},
-            training={"max_steps": 2, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-2},
-            output_dir=str(folder / name),
+            training={"batch_size": 16, "learning_rate": 1e-2},
+            output_dir=folder / name,
         )
     return {name: folder / name for name in PLAIN | HEADS}
 

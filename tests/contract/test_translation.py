@@ -9,10 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from nlp_transfer import fine_tune, load_translator
-from nlp_transfer.data.sources import find_model
-from nlp_transfer.data.sources.rows import Rows, from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
+from nlp_transfer import load_translator
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.generation import generate
 from nlp_transfer.saved_models.load import load_model, open_adapter
@@ -21,7 +19,7 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
-from tests.builders import write
+from tests.builders import encoded, opened, rows, run, write
 from tests.helpers.processes import CHILDREN, in_child
 from tests.helpers.seq2seq_models import PAIRS, SCRIPTS, TRANSLATION, languages, save_tiny_seq2seq
 
@@ -30,6 +28,7 @@ pytestmark = pytest.mark.process
 LEARNED = [*TRANSLATION, "marian-multilingual"]
 SOURCES, TARGETS = ([pair[side] for pair in PAIRS] for side in (0, 1))
 STEPS = 200
+EXACT = {"learning_rate": 1e-2, "label_smoothing": 0, "dropout": 0, "attention_dropout": 0}
 # Of different length, and none of them in train.
 UNSEEN = [
     "The dog sat.",
@@ -49,18 +48,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def runs(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family, trained until it knows all pairs by heart."""
     folder = tmp_path_factory.mktemp("runs")
-    pairs = str(write(folder / "pairs.csv", list(PAIRS), ("source", "target")))
+    pairs = write(folder / "pairs.csv", PAIRS, ("source", "target"))
     for family, checkpoint in checkpoints.items():
-        fine_tune(
-            model=str(checkpoint),
+        run(
+            model=checkpoint,
             data={"train": pairs, "validation": pairs},
             task={"name": "translation", "beams": 2, "length_penalty": 1.5, **languages(family)},
-            training={
-                "max_steps": STEPS, "evaluate_every": STEPS, "learning_rate": 1e-2, "label_smoothing": 0, "dropout": 0,
-                "attention_dropout": 0, "precision": "fp32", "seed": 1,
-            },
-            output_dir=str(folder / family),
-        )  # fmt: skip
+            training=EXACT | {"max_steps": STEPS, "evaluate_every": STEPS, "seed": 1},
+            output_dir=folder / family,
+        )
     return {family: folder / family for family in checkpoints}
 
 
@@ -69,9 +65,9 @@ def child(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     """What another process found that loaded all of them."""
     folder = tmp_path_factory.mktemp("child")
     plan = {}
-    for family, run in runs.items():
+    for family, place in runs.items():
         prefix = ">>de<< " if family == "marian-multilingual" else ""
-        plan[family] = {"run": str(run), "texts": SOURCES, "prefixed": [prefix + text for text in SOURCES]}
+        plan[family] = {"run": str(place), "texts": SOURCES, "prefixed": [prefix + text for text in SOURCES]}
     return in_child(CHILDREN / "plain_translations.py", plan, folder)
 
 
@@ -113,14 +109,10 @@ def test_saved_generation_settings(family: str, runs: dict[str, Path], child: di
     token = translator.task.tokenizers.target.convert_tokens_to_ids
     settings = child[family]["settings"]
     expected = {
-        "bert": ("<s>", "</s>", None),
-        "marian": ("<pad>", "</s>", None),
-        "marian-multilingual": ("<pad>", "</s>", None),
-        "t5": ("<pad>", "</s>", None),
-        "mbart": ("de_DE", "</s>", None),
-        "m2m100": ("</s>", "</s>", "__de__"),
+        "bert": ("<s>", "</s>", None), "marian": ("<pad>", "</s>", None), "marian-multilingual": ("<pad>", "</s>", None),
+        "t5": ("<pad>", "</s>", None), "mbart": ("de_DE", "</s>", None), "m2m100": ("</s>", "</s>", "__de__"),
         "nllb": ("</s>", "</s>", "deu_Latn"),
-    }[family]
+    }[family]  # fmt: skip
     names = ("decoder_start_token_id", "eos_token_id", "forced_bos_token_id")
     assert [settings[name] for name in names] == [part and token(part) for part in expected]
     assert settings["pad_token_id"] == token("<pad>")
@@ -162,85 +154,64 @@ def test_target_language_can_be_changed(family: str, runs: dict[str, Path], chec
 
 def test_any_script_is_learned_exactly(tiny: dict[str, Path], tmp_path: Path) -> None:
     sources = [f"{first} {second}" for first in ("one", "two") for second in ("dog", "cat", "river", "hill", "tree")]
-    run = fine_tune(
-        model=str(tiny["bert"]),
-        data={
-            "train": str(write(tmp_path / "pairs.csv", list(zip(sources, SCRIPTS, strict=True)), ("source", "target"))),
-            "validation_share": 0,
-        },
-        task={"name": "translation", "beams": 1},
-        training={
-            "max_steps": 200, "learning_rate": 1e-2, "label_smoothing": 0, "dropout": 0, "attention_dropout": 0,
-            "precision": "fp32",
-        },
-        output_dir=tmp_path / "run",
-    )  # fmt: skip
-    assert run.translator()(sources) == SCRIPTS
+    pairs = write(tmp_path / "pairs.csv", {"source": sources, "target": SCRIPTS})
+    task, training = {"name": "translation", "beams": 1}, EXACT | {"max_steps": 200}
+    done = run(model=tiny["bert"], data={"train": pairs}, task=task, training=training, output_dir=tmp_path / "run")
+    assert done.translator()(sources) == SCRIPTS
 
 
 def test_adapter_translates_like_the_merged_model(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Drafts while training are written by the model with its updates beside it."""
-    pairs = str(write(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
-    run = fine_tune(
-        model=str(checkpoints["bert"]),
+    pairs = write(tmp_path / "pairs.csv", PAIRS, ("source", "target"))
+    done = run(
+        model=checkpoints["bert"],
         data={"train": pairs, "validation": pairs},
         task={"name": "translation", "beams": 2, "translated_rows": 3},
         strategy="lora",
-        training={
-            "max_steps": 120,
-            "evaluate_every": 60,
-            "learning_rate": 1e-2,
-            "precision": "fp32",
-            "label_smoothing": 0,
-            "dropout": 0,
-        },
+        training=EXACT | {"max_steps": 120, "evaluate_every": 60, "attention_dropout": None},
         output_dir=tmp_path / "run",
     )
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     drafts = [line["validation"]["bleu"] for line in log if "validation" in line]
     assert len(drafts) == 2
-    translations = run.translator()(SOURCES)
+    translations = done.translator()(SOURCES)
     assert load_translator(tmp_path / "run/adapter")(SOURCES) == translations
     assert len(set(translations)) > 4, "translations that differ"
 
 
 def test_draft_scores_are_marked(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """They are of some rows, translated greedily; the final ones of all rows, with beams."""
-    table = str(write(tmp_path / "pairs.csv", list(PAIRS), ("source", "target")))
-    run = fine_tune(
-        model=str(checkpoints["bert"]), data={"train": table, "validation": table},
+    table = write(tmp_path / "pairs.csv", PAIRS, ("source", "target"))
+    done = run(
+        model=checkpoints["bert"], data={"train": table, "validation": table}, output_dir=tmp_path / "run",
         task={"name": "translation", "beams": 2, "translated_rows": 3},
-        training={"max_steps": 2, "evaluate_every": 1, "best_metric": "chrf"}, output_dir=tmp_path / "run",
+        training={"evaluate_every": 1, "best_metric": "chrf"},
     )  # fmt: skip
     lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
     logged = {line["step"]: line["validation"] for line in lines if "validation" in line}
     assert all((one["translated_rows"], one["beams"]) == (3, 1) for one in logged.values())
-    best, final = logged[run.result["train"]["best_step"]], run.metrics["validation"]
+    best, final = logged[done.result["train"]["best_step"]], done.metrics["validation"]
     assert best["chrf"] == max(one["chrf"] for one in logged.values())
     assert "translated_rows" not in final
     for name in ("token_accuracy", "loss"):
         assert best[name] == pytest.approx(final[name], abs=1e-6), "of all rows, so one number"
 
 
-def prepare(checkpoint: Checkpoint, family: str, rows: Rows, **settings: Any) -> tuple[Any, Any, TokenTable]:
-    """A task with its model and the rows' tokens."""
-    task = task_from({"name": "translation", **languages(family), **settings}).prepare(checkpoint, rows)
+def prepare(checkpoint: Checkpoint, family: str) -> tuple[Any, Any, TokenTable]:
+    """A task with its model and the tokens of the pairs."""
+    pairs = rows({"source": SOURCES, "target": TARGETS})
+    task = task_from({"name": "translation", **languages(family)}).prepare(checkpoint, pairs)
     torch.manual_seed(0)
     model = task.build_model(checkpoint, TrainingConfig(dropout=0, attention_dropout=0))
-    tokenizer = checkpoint.tokenizer
-    return task, model, encode_rows(rows, lambda columns: task.encode(columns, tokenizer), task.fill(tokenizer))
-
-
-def pairs(sources: list[str] = SOURCES, targets: list[str] = TARGETS) -> Rows:
-    return from_columns({"source": sources, "target": targets}, "pairs")
+    return task, model, encoded(task, checkpoint, pairs)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("family", LEARNED)
 def test_unfinished_rows_end_at_their_limit(family: str, beams: int, checkpoints: dict[str, Path]) -> None:
     """An untrained model: what it writes depends on nothing but the row, not even where the limit cuts it."""
-    checkpoint = Checkpoint.open(find_model(str(checkpoints[family])))
-    task, model, _ = prepare(checkpoint, family, pairs())
+    checkpoint = opened(checkpoints[family])
+    task, model, _ = prepare(checkpoint, family)
     model.eval()
     with torch.no_grad():
         for parameter in model.parameters():  # far from the near-ties of small random weights
@@ -282,8 +253,8 @@ def declared(case: str, name: str, model: Any, encoder: set[int]) -> bool:
 def test_only_declared_parameters_of_translation_change(
     family: str, case: dict[str, Any], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    checkpoint = Checkpoint.open(find_model(str(checkpoints[family])))
-    task, model, table = prepare(checkpoint, family, pairs())
+    checkpoint = opened(checkpoints[family])
+    task, model, table = prepare(checkpoint, family)
     encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
     given = {name: value.clone() for name, value in model.get_encoder().state_dict().items()}
     strategy = strategy_from(case)
@@ -314,15 +285,15 @@ def test_only_declared_parameters_of_translation_change(
         assert one.get_output_embeddings().weight is one.get_decoder().get_input_embeddings().weight
     if case["name"] == "lora":
         verify_adapter(tmp_path / "adapter", checkpoint, task, plain, probe)
-        opened: Any = open_adapter(tmp_path / "adapter")[0]
-        assert torch.allclose(logits(opened), trained, atol=1e-4)
-        assert torch.equal(opened.get_output_embeddings().weight, opened.get_decoder().get_input_embeddings().weight)
+        adapted: Any = open_adapter(tmp_path / "adapter")[0]
+        assert torch.allclose(logits(adapted), trained, atol=1e-4)
+        assert torch.equal(adapted.get_output_embeddings().weight, adapted.get_decoder().get_input_embeddings().weight)
     assert trained.std(1).max() > 1e-3, "logits that differ"
     after = again.get_encoder().state_dict()
     same = {name for name, value in given.items() if torch.equal(value, after[name])}
     if case["name"] == "partial":
         assert same == set(given)
     if case["name"] == "lora":  # the updates of the stack are merged, nothing else
-        adapted = {name.split("base_model.model.")[1].split(".lora_")[0] + ".weight" for name in should if ".lora_A" in name}
-        names = {f"{name.partition('encoder.')[2]}" for name in adapted if name.removeprefix("model.").startswith("encoder.")}
+        layers = {name.split("base_model.model.")[1].split(".lora_")[0] + ".weight" for name in should if ".lora_A" in name}
+        names = {f"{name.partition('encoder.')[2]}" for name in layers if name.removeprefix("model.").startswith("encoder.")}
         assert set(given) - same == names

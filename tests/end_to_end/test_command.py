@@ -1,12 +1,10 @@
 """The whole job through the command's own code: train, evaluate, predict, again, and in every format."""
 
-import csv
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -14,32 +12,27 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from nlp_transfer import UserError, fine_tune, load_predictor
-from nlp_transfer.cli import cli
-from tests.builders import sentiment_rows, write
+from nlp_transfer import load_predictor
+from tests import builders
+from tests.builders import columns, command, document, read_table, sentiment_rows, succeed, write
 
 pytestmark = pytest.mark.process
 
 NUMBERS = ("seconds", "steps", "examples", "tokens", "examples_per_second", "trainable_parameters", "total_parameters")
 
 
-def command(*arguments: object) -> None:
-    cli([str(argument) for argument in arguments], standalone_mode=False)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Path], sentiment: dict[str, Path]) -> Path:
     """A finished run of a model that has learned its task."""
     folder = tmp_path_factory.mktemp("run")
-    document = {
-        "model": str(tiny["bert"]),
-        "data": {"train": str(sentiment["train"]), "test": str(sentiment["test"]), "validation_share": 0.1},
-        "task": {"name": "text_classification", "text": "text", "label": "label"},
-        "training": {"epochs": 30, "batch_size": 16, "learning_rate": 5e-3, "precision": "fp32", "warmup": 5},
-        "output_dir": str(folder / "first"),
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(document))
-    command("train", folder / "run.yaml")
+    plan = document(
+        model=tiny["bert"],
+        data=sentiment | {"validation_share": 0.1},
+        task={"text": "text", "label": "label"},
+        training={"epochs": 30, "batch_size": 16, "learning_rate": 5e-3, "warmup": 5},
+        output_dir=folder / "first",
+    )
+    succeed("train", write(folder / "run.yaml", plan))
     return folder / "first"
 
 
@@ -89,14 +82,14 @@ def test_the_card_can_be_read_by_the_hub(run: Path) -> None:
 
 def test_the_same_command_again_is_refused_and_touches_nothing(run: Path) -> None:
     before = fingerprint(run)
-    with pytest.raises(UserError, match="finished run"):
-        command("train", run.parent / "run.yaml")
+    status, said = command("train", run.parent / "run.yaml")
+    assert (status, "finished run" in said) == (2, True)
     assert fingerprint(run) == before
 
 
 def test_the_resolved_config_repeats_the_run(run: Path) -> None:
     again = run.parent / "again"
-    command("train", run / "config.yaml", "--output_dir", again)
+    succeed("train", run / "config.yaml", "--output_dir", again)
     assert result_of(again)["metrics"] == result_of(run)["metrics"]
     first, second = (load_file(folder / "model/model.safetensors") for folder in (run, again))
     assert first.keys() == second.keys()
@@ -108,14 +101,14 @@ def test_the_resolved_config_refuses_changed_data(run: Path, tmp_path: Path) -> 
     path = document["data"]["test"]
     document["provenance"]["files"][path] = "0" * 64
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(UserError, match="is not the file that this document was resolved with"):
-        command("train", tmp_path / "config.yaml", "--output_dir", tmp_path / "run")
+    status, said = command("train", tmp_path / "config.yaml", "--output_dir", tmp_path / "run")
+    assert (status, "is not the file that this document was resolved with" in said) == (2, True)
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluate_gives_the_figures_of_the_run(run: Path, sentiment: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    command("evaluate", run, "--data.test", sentiment["test"], "--output", run.parent / "figures.json")
-    printed = json.loads(capsys.readouterr().out)
+def test_evaluate_gives_the_figures_of_the_run(run: Path, sentiment: dict[str, Path]) -> None:
+    output = succeed("evaluate", run, "--data.test", sentiment["test"], "--output", run.parent / "figures.json")
+    printed = json.loads(output[output.index("{") :])
     expected = result_of(run)["metrics"]["test"]
     assert printed == json.loads((run.parent / "figures.json").read_text())
     assert printed["rows"] == 40
@@ -126,15 +119,9 @@ def test_evaluate_gives_the_figures_of_the_run(run: Path, sentiment: dict[str, P
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_predict_keeps_rows_and_columns_in_every_format(run: Path, tmp_path: Path, ending: str) -> None:
     rows = [(f"n{i}", text, label) for i, (text, label) in enumerate(sentiment_rows(70, seed=5))]
-    data = Dataset.from_list([dict(zip(("id", "text", "gold"), row, strict=True)) for row in rows])
-    source, output = tmp_path / f"in{ending}", tmp_path / f"out{ending}"
-    write = {".csv": data.to_csv, ".jsonl": data.to_json, ".parquet": data.to_parquet}
-    if ending == ".tsv":
-        data.to_csv(source, sep="\t")
-    else:
-        write[ending](source)
-    command("predict", run / "model", "--input", source, "--output", output, "--probabilities", "--precision", "fp32")
-    found = read(output)
+    source, output = write(tmp_path / f"in{ending}", rows, ("id", "text", "gold")), tmp_path / f"out{ending}"
+    succeed("predict", run / "model", "--input", source, "--output", output, "--probabilities", "--precision", "fp32")
+    found = read_table(output)
     assert list(found[0]) == ["id", "text", "gold", "prediction", "probability", "probability:negative", "probability:positive"]
     assert [(row["id"], row["text"], row["gold"]) for row in found] == rows
     assert sum(row["prediction"] == row["gold"] for row in found) >= 60
@@ -145,20 +132,11 @@ def test_predict_keeps_rows_and_columns_in_every_format(run: Path, tmp_path: Pat
         assert float(row[f"probability:{row['prediction']}"]) == pytest.approx(float(row["probability"]), abs=1e-9)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return list(pq.read_table(path).to_pylist())
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in file]
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
 def test_predict_plain_text_over_several_windows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nlp_transfer.inference.predictor.CHUNK_ROWS", 16)
     texts = [text for text, _ in sentiment_rows(50, seed=9)]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
-    command("predict", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--precision", "fp32")
+    succeed("predict", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--precision", "fp32")
     assert (tmp_path / "out.txt").read_text().splitlines() == [row["prediction"] for row in load_predictor(run)(texts)]
 
 
@@ -172,35 +150,32 @@ def test_python_takes_frames_datasets_and_folders(tiny: dict[str, Path], tmp_pat
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{hashlib.md5(text.encode()).hexdigest()}.txt").write_text(text)
     held_out = Dataset.from_pandas(frame.iloc[:8])
-    run = fine_tune(
-        model=tiny["bert"].as_posix(),
+    done = builders.run(
+        model=tiny["bert"],
         data={"train": frame, "validation": held_out, "test": tmp_path / "classes"},
-        task="text_classification",
         strategy=["lora"],
         training={"max_steps": 3},
         output_dir=tmp_path / "run",
     )
-    assert run.metrics.keys() == {"validation", "test"}
-    assert (run.output_dir / "adapter/adapter_model.safetensors").is_file()
-    assert {answer["prediction"] for answer in run.predictor()(["a good film", "an awful plot"])} <= {"negative", "positive"}
+    assert done.metrics.keys() == {"validation", "test"}
+    assert (done.output_dir / "adapter/adapter_model.safetensors").is_file()
+    assert {answer["prediction"] for answer in done.predictor()(["a good film", "an awful plot"])} <= {"negative", "positive"}
 
 
 def test_pairs_and_regression_and_multi_label(tiny: dict[str, Path], tmp_path: Path) -> None:
-    texts = [text for text, _ in sentiment_rows(48)]
-    tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(48)]
-    pairs = [(texts[i], texts[-i - 1], i / 10, tags[i]) for i in range(48)]
-    path = write(tmp_path / "pairs.csv", pairs, ("first", "second", "score", "tags"))
+    table = columns(48)
+    path = write(tmp_path / "pairs.csv", table)
     for task, column, metric in (("regression", "score", "mse"), ("multi_label", "tags", "f1_macro")):
-        run = fine_tune(
-            model=str(tiny["bert"]),
-            data={"train": str(path), "test": str(path)},
-            task={"name": task, "text": "first", "text_pair": "second", "label": column},
+        done = builders.run(
+            model=tiny["bert"],
+            data={"train": path, "test": path},
+            task={"name": task, "text": "text", "text_pair": "other", "label": column},
             training={"max_steps": 3},
-            output_dir=str(tmp_path / task),
+            output_dir=tmp_path / task,
         )
-        assert metric in run.metrics["test"]
+        assert metric in done.metrics["test"]
         output = tmp_path / f"{task}.csv"
-        command("predict", run.output_dir, "--input", path, "--output", output)
-        assert [row["first"] for row in read(output)] == [pair[0] for pair in pairs]
+        succeed("predict", done.output_dir, "--input", path, "--output", output)
+        assert [row["text"] for row in read_table(output)] == table["text"]
         kind = {"regression": float, "multi_label": list}[task]
-        assert all(isinstance(row["prediction"], kind) for row in run.predictor()([(texts[0], texts[1])]))
+        assert all(isinstance(row["prediction"], kind) for row in done.predictor()([("a good film", "an awful plot")]))

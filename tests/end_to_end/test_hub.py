@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.builders import sentiment_rows, write
+from tests.builders import document, run, sentiment_rows, write
 from tests.faults.test_hub_answers import BODIES, with_headers
 from tests.helpers.hub import Fault, environment, serve
 from tests.helpers.hub.client import TOKEN
@@ -43,14 +43,9 @@ def test_models_and_data_by_hub_id(tmp_path: Path, tiny: dict[str, Path]) -> Non
     rows = sentiment_rows(60)
     write(data / "train.csv", rows[:40])
     write(data / "test.csv", rows[40:])
-    document = {
-        "model": "tester/tiny",
-        "data": {"train": "tester/reviews", "test": "tester/reviews"},
-        "task": "text_classification",
-        "training": {"max_steps": 2},
-        "output_dir": "run",
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    data_id = "tester/reviews"
+    plan = document(model="tester/tiny", data={"train": data_id, "test": data_id, "validation_share": 0.1}, output_dir="run")
+    write(tmp_path / "run.yaml", plan)
     tuned = root / "models/tester/tuned"
     shutil.copytree(_fine_tuned(tmp_path, tiny, data), tuned)
     with serve(root) as (address, hub):
@@ -77,16 +72,8 @@ def test_models_and_data_by_hub_id(tmp_path: Path, tiny: dict[str, Path]) -> Non
 
 
 def _fine_tuned(folder: Path, tiny: dict[str, Path], data: Path) -> Path:
-    from nlp_transfer import fine_tune
-
-    run = fine_tune(
-        model=str(tiny["bert"]),
-        data={"train": str(data / "train.csv"), "validation_share": 0},
-        task="text_classification",
-        training={"max_steps": 1},
-        output_dir=str(folder / "first"),
-    )
-    return run.output_dir / "model"
+    done = run(model=tiny["bert"], data={"train": data / "train.csv"}, training={"max_steps": 1}, output_dir=folder / "first")
+    return Path(done.output_dir / "model")
 
 
 BAD = """

@@ -32,8 +32,7 @@ from nlp_transfer.inference.writers import Writer
 from nlp_transfer.security.file_locks import LOCKED
 from nlp_transfer.utils.console import Steps, console
 from nlp_transfer.utils.interrupts import Interrupted
-from tests.builders import sentiment_rows
-from tests.helpers.mistakes.case import command
+from tests.builders import exit_status, read_table, refused, sentiment_rows, write
 from tests.helpers.processes import ROOT
 
 pytestmark = pytest.mark.process
@@ -61,16 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def predict(model: Path, source: str, output: str, *more: object) -> int:
-    return command("predict", str(model), "--input", source, "--output", output, *map(str, more))
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    file = Path(path)
-    if file.suffix == ".parquet":
-        return list(pq.read_table(file).to_pylist())
-    if file.suffix == ".jsonl":
-        return [json.loads(line) for line in file.read_text().splitlines()]
-    return list(csv.DictReader(io.StringIO(file.read_text(), newline="")))
+    return exit_status("predict", model, "--input", source, "--output", output, *more)
 
 
 def files() -> list[str]:
@@ -110,7 +100,7 @@ def test_bad_rows_keep_their_place(
         found = Path("out.txt").read_text().split("\n")[:-1]
         assert found == [""] * len(BAD_JSON) + [row["prediction"] for row in direct]
     else:
-        rows = read(f"out{output}")
+        rows = read_table(f"out{output}")
         empty = "" if output == ".csv" else None
         assert list(rows[0]) == ["text", "other", "late", "prediction", "probability", "note"]
         for row, line in zip(rows, lines, strict=True):
@@ -130,7 +120,7 @@ def test_rows_of_csv_and_text_files(model: Path, capfd: pytest.CaptureFixture[st
         b"id,text\n1,a good film\n2,\n3\n4,a,b\n\n6,\xff bad\n7,bad\n\n"  # the last blank line ends the file
     )
     assert predict(model, "in.csv", "out.csv", "--notes") == 0
-    rows = read("out.csv")
+    rows = read_table("out.csv")
     assert [row["id"] for row in rows] == ["1", "2", "3", "4", "", "6", "7"]
     assert [bool(row["prediction"]) for row in rows] == [True, False, False, False, False, False, True]
     assert [bool(row["note"]) for row in rows] == [False, True, True, True, True, True, False]
@@ -182,7 +172,7 @@ def test_a_file_without_any_row_to_predict(model: Path) -> None:
 def test_rows_of_wrong_length_keep_their_cells(model: Path) -> None:
     Path("in.csv").write_bytes(b"id,n,text\n1,a,a good film\n2,b\n3,c,bad,more\n4,\xff\n\n5,d,bad\n")
     assert predict(model, "in.csv", "out.jsonl", "--notes") == 0
-    found = read("out.jsonl")
+    found = read_table("out.jsonl")
     assert [(row["id"], row["n"], row["text"]) for row in found] == [
         ("1", "a", "a good film"), ("2", "b", None), ("3", "c", "bad"), ("4", "\ufffd", None), (None,) * 3, ("5", "d", "bad"),
     ]  # fmt: skip
@@ -191,9 +181,9 @@ def test_rows_of_wrong_length_keep_their_cells(model: Path) -> None:
 
 def test_texts_may_be_missing_in_a_whole_chunk(model: Path) -> None:
     rows = [{"translation": None}] * 4 + [{"translation": {"text": text}} for text in TEXTS[:4]]
-    Path("in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write(Path("in.jsonl"), rows)
     assert predict(model, "in.jsonl", "out.jsonl") == 0
-    assert [row["prediction"] is None for row in read("out.jsonl")] == [True] * 4 + [False] * 4
+    assert [row["prediction"] is None for row in read_table("out.jsonl")] == [True] * 4 + [False] * 4
 
 
 def test_on_bad_rows_in_python(model: Path) -> None:
@@ -205,9 +195,9 @@ def test_on_bad_rows_in_python(model: Path) -> None:
     assert [set(row) for row in (found[1], found[2], found[4])] == [{"prediction", "probability", "note"}] * 3
     assert "found 5 (int)" in found[4]["note"]
     assert predictor(["", None], on_bad_rows="skip")[0]["prediction"] is None
-    with pytest.raises(UserError, match="3 problems"):
+    with refused("3 problems"):
         predictor(frame)
-    with pytest.raises(UserError, match="on_bad_rows: found 'ignore'; allowed: refuse, skip"):
+    with refused("on_bad_rows: found 'ignore'; allowed: refuse, skip"):
         predictor(frame, on_bad_rows="ignore")
 
 
@@ -236,10 +226,15 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
     return at
 
 
+def resumed(interrupt: Interrupt, model: Path, output: str, *more: object) -> list[int]:
+    """Predict to the end; return the first rows of the chunks that had no prediction yet."""
+    seen = interrupt(-1, Interrupted(signal.SIGTERM))
+    assert predict(model, "in.jsonl", output, *more) == 0
+    return seen
+
+
 def write_input(rows: int = 20) -> None:
-    with Path("in.jsonl").open("w") as file:
-        for i in range(rows):
-            file.write(json.dumps({"id": i, "text": TEXTS[i % 20] if i % 7 else None}) + "\n")
+    write(Path("in.jsonl"), [{"id": i, "text": TEXTS[i % 20] if i % 7 else None} for i in range(rows)])
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -258,9 +253,7 @@ def test_an_interrupted_command_resumes(
     seen = interrupt(2, ZeroDivisionError())
     assert predict(model, "in.jsonl", f"out{ending}", *how) == 1
     assert seen == [9, 13]
-    seen = interrupt(-1, Interrupted(signal.SIGINT))
-    assert predict(model, "in.jsonl", f"out{ending}", *how) == 0
-    assert seen == [17]
+    assert resumed(interrupt, model, f"out{ending}", *how) == [17]
     assert "resuming: up to 16 rows were predicted before" in capfd.readouterr().err
     assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
     assert files() == sorted(["in.jsonl", f"out{ending}", f"whole{ending}"])
@@ -287,9 +280,7 @@ def test_only_chunks_with_the_same_rows_are_reused(model: Path, interrupt: Inter
     lines = Path("in.jsonl").read_text().splitlines()
     lines[5] = json.dumps({"id": 5, "text": "awful"})
     Path("in.jsonl").write_text("\n".join(lines) + "\n")
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv") == 0
-    assert seen == [5, 17]
+    assert resumed(interrupt, model, "out.csv") == [5, 17]
     assert predict(model, "in.jsonl", "whole.csv") == 0
     assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
 
@@ -317,9 +308,7 @@ def test_other_settings_start_over(
             "--batch-size": ["--batch-size", 2],
             "max_length": ["--task.max_length", 8],
         }[change]
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv", *more) == 0
-    assert seen == [1, 5, 9, 13, 17]
+    assert resumed(interrupt, model, "out.csv", *more) == [1, 5, 9, 13, 17]
     assert "starting over" in (said := capfd.readouterr().err)
     named = {"precision": "precision", "--batch-size": "batch size", "--probabilities": "probabilities"}
     assert f"({named.get(change, change).replace('max_length', 'task.max_length')} changed)" in said
@@ -332,9 +321,7 @@ def test_a_moved_model_resumes(model: Path, interrupt: Interrupt) -> None:
     interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", "out.csv") == 143
     Path("link").symlink_to(model)
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(Path("link"), "in.jsonl", "out.csv") == 0
-    assert seen == [17]
+    assert resumed(interrupt, Path("link"), "out.csv") == [17]
 
 
 def test_a_truncated_journal_is_resumed(model: Path, interrupt: Interrupt) -> None:
@@ -357,7 +344,7 @@ def test_a_truncated_journal_is_resumed(model: Path, interrupt: Interrupt) -> No
 def test_an_error_in_the_input_leaves_nothing(model: Path) -> None:
     """The error is in the last chunk, after the others are predicted."""
     rows = [{"text": text, "id": i if i < 19 else "x"} for i, text in enumerate(TEXTS)]
-    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(Path("in.jsonl"), rows)
     assert predict(model, "in.jsonl", "new/folder/out.parquet") == 2
     assert files() == ["in.jsonl"]
 
@@ -380,9 +367,7 @@ def test_a_full_disk_loses_nothing(
     assert "the disk is full" in said
     assert "Traceback" not in said
     monkeypatch.setattr(Writer, "write", true)
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv") == 0
-    assert seen == [17]
+    assert resumed(interrupt, model, "out.csv") == [17]
     assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
 
 
@@ -400,7 +385,7 @@ def test_an_error_on_close_loses_nothing(
 ) -> None:
     """The journal fits, the output does not."""
     rows = [{"text": text, "more": os.urandom(2000).hex()} for text in TEXTS]
-    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(Path("in.jsonl"), rows)
     assert predict(model, "in.jsonl", f"whole{ending}") == 0
     interrupt(4, Interrupted(signal.SIGTERM))
     assert predict(model, "in.jsonl", f"out{ending}") == 143
@@ -414,9 +399,7 @@ def test_an_error_on_close_loses_nothing(
     assert "Traceback" not in said
     assert "Exception" not in said
     assert files() == sorted([f".out{ending}.partial", "in.jsonl", f"whole{ending}"])
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", f"out{ending}") == 0
-    assert seen == [17]
+    assert resumed(interrupt, model, f"out{ending}") == [17]
     assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
 
 
@@ -435,13 +418,13 @@ def test_a_full_disk_behind_standard_output(
 ) -> None:
     write_input()
     labels = list(load_predictor(model).task.labels)  # type: ignore[attr-defined]
-    Path("test.csv").write_text("text,label\n" + "".join(f"{text},{labels[0]}\n" for text in TEXTS))
+    write(Path("test.csv"), [(text, labels[0]) for text in TEXTS])
     before = os.dup(1)
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, 1)
     monkeypatch.setattr(sys, "stdout", open(1, "w", closefd=False))  # noqa: SIM115 (pytest's own does not reach the device)
     try:
-        assert command(arguments[0], str(model), *arguments[1:]) == 2
+        assert exit_status(arguments[0], str(model), *arguments[1:]) == 2
     finally:
         monkeypatch.undo()
         os.dup2(before, 1)
@@ -510,9 +493,7 @@ def test_an_input_that_changes_loses_nothing(
         overwritten("touched", patch)
         assert predict(model, "in.jsonl", "out.csv") == 2
     assert "changed while it was read" in capfd.readouterr().err
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv") == 0
-    assert seen == []
+    assert resumed(interrupt, model, "out.csv") == []
 
 
 def test_closed_standard_error_leaves_no_files(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -595,7 +576,7 @@ def test_files_of_the_model_are_not_overwritten(model: Path, tmp_path: Path) -> 
         (run / name).touch()
     (tmp_path / "link.txt").symlink_to(run / "model/vocab.txt")
     for source, output in ((run, run / "log.jsonl"), (run, run / "model/vocab.txt"), (run / "model", tmp_path / "link.txt")):
-        with pytest.raises(UserError, match=f"{output.name} is a file of the model"):
+        with refused(f"{output.name} is a file of the model"):
             check_not_of_model(output, str(source))
     check_not_of_model(run / "mine.csv", str(run))
     check_not_of_model(run / "new.csv", str(run))
@@ -642,7 +623,7 @@ def test_an_output_is_replaced_only_with_overwrite(model: Path, capfd: pytest.Ca
     assert Path("true.csv").read_text() == "precious\n"
     assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
     assert Path("out.csv").is_symlink()
-    assert len(read("true.csv")) == 20
+    assert len(read_table("true.csv")) == 20
     assert stat.S_IMODE(Path("true.csv").stat().st_mode) == 0o640
     old = os.umask(0o027)
     try:
@@ -665,31 +646,27 @@ def test_an_output_created_meanwhile_is_kept(model: Path, interrupt: Interrupt, 
     assert predict(model, "in.jsonl", "out.csv") == 2
     assert Path("out.csv").read_text() == "precious\n"
     monkeypatch.setattr(Writer, "__exit__", true)
-    seen = interrupt(-1, Interrupted(signal.SIGTERM))
-    assert predict(model, "in.jsonl", "out.csv", "--overwrite") == 0
-    assert seen == []
-    assert len(read("out.csv")) == 20
+    assert resumed(interrupt, model, "out.csv", "--overwrite") == []
+    assert len(read_table("out.csv")) == 20
 
 
 def test_metrics_are_replaced_only_with_overwrite(model: Path) -> None:
     labels = list(load_predictor(model).task.labels)  # type: ignore[attr-defined]
-    with Path("test.csv").open("w") as file:
-        csv.writer(file).writerows([("text", "label"), *((text, labels[i % 2]) for i, text in enumerate(TEXTS))])
+    write(Path("test.csv"), [(text, labels[i % 2]) for i, text in enumerate(TEXTS)])
     Path("figures.json").write_text("precious")
     evaluate = ["evaluate", str(model), "--data.test", "test.csv", "--output", "figures.json"]
-    assert command(*evaluate) == 2
+    assert exit_status(*evaluate) == 2
     assert Path("figures.json").read_text() == "precious"
-    assert command(*evaluate, "--overwrite") == 0
+    assert exit_status(*evaluate, "--overwrite") == 0
     assert json.loads(Path("figures.json").read_text())["rows"] == 20
 
 
 def test_a_killed_command_resumes(model: Path) -> None:
     """After SIGKILL the next command removes the temporary files."""
-    with Path("in.csv").open("w") as file:
-        csv.writer(file).writerows([("text",), *((TEXTS[i % 20],) for i in range(20_000))])
+    write(Path("in.csv"), {"text": TEXTS * 1000})
     arguments = [sys.executable, "-m", "nlp_transfer", "predict", str(model), "--input", "in.csv", "--batch-size", "64"]
-    around = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([*arguments, "--output", "out.csv"], env=around)
+    around: Any = {"env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    process = subprocess.Popen([*arguments, "--output", "out.csv"], **around)
     journal = Path(".out.csv.partial")
     try:
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b'\n{"window"') >= 2):
@@ -701,13 +678,7 @@ def test_a_killed_command_resumes(model: Path) -> None:
     assert not Path("out.csv").exists()
     assert any(name.startswith(".part-") for name in files())
     for output in ("out.csv", "whole.csv"):
-        done = subprocess.run(
-            [*arguments, "--output", output],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = subprocess.run([*arguments, "--output", output], **around, capture_output=True, text=True, check=True)
         assert ("resuming: " in done.stderr) == (output == "out.csv")
     assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
     assert files() == ["in.csv", "out.csv", "whole.csv"]
@@ -742,7 +713,7 @@ def test_standard_streams(
     pq.write_table(pa.table({"text": TEXTS}), "in.parquet")
     standard_input(Path("in.parquet").read_bytes())
     assert predict(model, "-", "out.jsonl", "--format", "parquet") == 0
-    assert [row["prediction"] for row in read("out.jsonl")] == labels
+    assert [row["prediction"] for row in read_table("out.jsonl")] == labels
     assert predict(model, "in.parquet", "-", "--format", "jsonl") == 0
     assert [json.loads(line)["prediction"] for line in capfd.readouterr().out.splitlines()] == labels
     assert files() == ["in.parquet", "out.jsonl"]
@@ -799,7 +770,7 @@ def test_a_closed_pipe_ends_quietly(model: Path, processes: int, capfd: pytest.C
 def test_texts_of_the_command_line(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     direct = load_predictor(model)(TEXTS[:2], probabilities=True)
     capfd.readouterr()
-    assert command("predict", str(model), TEXTS[0], "--task.max_length", "60", TEXTS[1], "", "--probabilities") == 0
+    assert exit_status("predict", model, TEXTS[0], "--task.max_length", "60", TEXTS[1], "", "--probabilities") == 0
     out, said = capfd.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row.pop("text") for row in rows] == [*TEXTS[:2], ""]
@@ -812,15 +783,15 @@ def test_texts_of_any_form(model: Path, capfd: pytest.CaptureFixture[str]) -> No
     """After `--` a text may look like an option. Bytes in another encoding are reported."""
     expected = [row["prediction"] for row in load_predictor(model)(["--great--", "-h film"])]
     capfd.readouterr()
-    assert command("predict", str(model), "--probabilities", "--", "--great--", "-h film") == 0
+    assert exit_status("predict", model, "--probabilities", "--", "--great--", "-h film") == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [(row["text"], row["prediction"]) for row in rows] == list(zip(["--great--", "-h film"], expected, strict=True))
-    assert command("predict", str(model), "good film", "\udce9 good") == 0
+    assert exit_status("predict", model, "good film", "\udce9 good") == 0
     out, said = capfd.readouterr()
     assert [json.loads(line)["prediction"] is None for line in out.splitlines()] == [False, True]
     assert "TEXT 2, column 'text': byte 0xe9 is not utf-8" in said
     predictor = load_predictor(model)
-    with pytest.raises(UserError, match=r"row 2.*half of a character"):
+    with refused("row 2", "half of a character"):
         predictor(["good", "\ud83d"])
     assert [row["prediction"] is None for row in predictor(["good", "\ud83d"], on_bad_rows="skip")] == [False, True]
 
@@ -843,7 +814,7 @@ def test_contradictory_arguments_are_refused(
     model: Path, arguments: tuple[str, ...], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_input()
-    assert command("predict", str(model), *arguments) == 2
+    assert exit_status("predict", model, *arguments) == 2
     assert says in capfd.readouterr().err
     assert files() == ["in.jsonl"]
 

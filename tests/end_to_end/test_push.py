@@ -5,17 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import yaml
 
 from nlp_transfer import fine_tune
-from tests.builders import sentiment_rows, write
-from tests.helpers.children.push import STEPS
+from tests.builders import document, sentiment_rows, write
+from tests.helpers.children.push_steps import STEPS
+from tests.helpers.processes import ROOT
 
 pytestmark = pytest.mark.process
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_pushed_models_are_loaded_by_id(tmp_path: Path, tiny: dict[str, Path]) -> None:
@@ -23,16 +22,15 @@ def test_pushed_models_are_loaded_by_id(tmp_path: Path, tiny: dict[str, Path]) -
     rows = sentiment_rows(60)
     write(tmp_path / "train.csv", rows[:40])
     write(tmp_path / "test.csv", rows[40:])
-    (tmp_path / "train.txt").write_text("\n".join(text for text, _ in rows) + "\n")
-    document = {
-        "model": "ann/tiny",
-        "data": {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv")},
-        "task": "text_classification",
-        "strategy": {"name": "lora", "r": 2},
-        "training": {"max_steps": 8, "learning_rate": 0.02},
-        "output_dir": str(tmp_path / "run"),
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    write(tmp_path / "train.txt", [text for text, _ in rows])
+    plan = document(
+        model="ann/tiny",
+        data={"train": tmp_path / "train.csv", "test": tmp_path / "test.csv", "validation_share": 0.1},
+        strategy={"name": "lora", "r": 2},
+        training={"max_steps": 8, "learning_rate": 0.02},
+        output_dir=tmp_path / "run",
+    )
+    write(tmp_path / "run.yaml", plan)
     line = [sys.executable, "-m", "tests.helpers.children.push", str(tmp_path)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -41,7 +39,7 @@ def test_pushed_models_are_loaded_by_id(tmp_path: Path, tiny: dict[str, Path]) -
 
 @pytest.mark.parametrize(("rank", "done"), [("0", ["check", "train", "push"]), ("1", ["train"])])
 def test_only_the_first_process_pushes(
-    rank: str, done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Path], sentiment: dict[str, Path]
+    rank: str, done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plan: Any
 ) -> None:
     module, calls = sys.modules[fine_tune.__module__], []
     monkeypatch.setattr(module, "check_push", lambda name: calls.append("check"))
@@ -49,8 +47,5 @@ def test_only_the_first_process_pushes(
     monkeypatch.setattr(module, "push_run", lambda folder, name: calls.append("push"))
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    data = {"train": str(sentiment["train"])}
-    fine_tune(
-        model=str(tiny["bert"]), data=data, task="text_classification", output_dir=str(tmp_path / "run"), push_to="ann/reviews"
-    )
+    fine_tune(plan(), push_to="ann/reviews")
     assert calls == done

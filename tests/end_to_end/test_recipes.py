@@ -48,13 +48,9 @@ def test_a_recipe_runs(path: Path, tiny: dict[str, Path], sentiment: dict[str, P
     assert isinstance(config, RunConfig)
     strategy = resolve(config).strategy
     overrides: dict[str, object] = {
-        "model": tiny["bert"],
-        "data.validation": "null",
-        "data.columns": "null",
-        "task.max_length": 32,
-        "training.max_steps": 2,
-        "output_dir": tmp_path / "run",
-    }
+        "model": tiny["bert"], "data.validation": "null", "data.columns": "null", "task.max_length": 32,
+        "training.max_steps": 2, "output_dir": tmp_path / "run",
+    }  # fmt: skip
     if config.task["name"] == "translation":
         names = (config.task["source"], config.task["target"])
         rows = [(text, text[::-1]) for text, _ in sentiment_rows(40)]

@@ -1,6 +1,5 @@
 """Texts through a saved translation model: every format, every kind of text, order and number of rows kept."""
 
-import csv
 import json
 import shutil
 import signal
@@ -10,17 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow.parquet as pq
 import pytest
-import yaml
 from datasets import Dataset, Features, Translation, Value
 from sacrebleu import corpus_bleu, corpus_chrf
 from safetensors.torch import load_file, save_file
 from transformers import EncoderDecoderModel
 
-from nlp_transfer import UserError, fine_tune, load_predictor, load_translator
-from nlp_transfer.cli import cli
+from nlp_transfer import load_predictor, load_translator
+from tests import builders
+from tests.builders import read_lines, read_table, refused, succeed, write
 from tests.helpers.hub import environment, serve
 from tests.helpers.models import WORDS
 from tests.helpers.seq2seq_models import PAIRS
@@ -33,43 +30,23 @@ BLANK = ["", " ", "\t \t", "\u3000\xa0"]
 ODD = [
     "the dog \U0001f415\u200d\U0001f9ba\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f1ea\U0001f1f8 ran",
     "\u05d4\u05db\u05dc\u05d1 \u200f(the dog)\u202b \u0645\u0631\u062d\u0628\u0627\u202c",
-    "e\u0301\u0323\u0303" * 20 + " Z͑ͫ̓a̡͊͠l͏g̨o",
-    "a\0dog\0",
-    "\ufeffthe dog\ufeff",
-    "the dog\u2028ran\x85on\x0cthe\x0bmat",
-    "the\u200bdog\u00adran\u2060",
-    "\ue000\U0010fffd\x01\x1b[31m\x7f",
-    "漢字かな交じり文。" * 40,
-    "the dog ran on the mat. " * 60,
-    "x" * 3000,
-    ". " * 400,
-    "<s> [SEP] <pad> </s> [MASK] [UNK]",
-    '"quoted", \'single\', ,;\\ {"en": 1}',
+    "e\u0301\u0323\u0303" * 20 + " Z͑ͫ̓a̡͊͠l͏g̨o", "a\0dog\0", "\ufeffthe dog\ufeff", "the dog\u2028ran\x85on\x0cthe\x0bmat",
+    "the\u200bdog\u00adran\u2060", "\ue000\U0010fffd\x01\x1b[31m\x7f", "漢字かな交じり文。" * 40, "the dog ran on the mat. " * 60,
+    "x" * 3000, ". " * 400, "<s> [SEP] <pad> </s> [MASK] [UNK]", '"quoted", \'single\', ,;\\ {"en": 1}',
     "ﷺ ㎏ ǆ İstanbul ſtraße",
-]
+]  # fmt: skip
 TEXTS = [*ENGLISH[:6], *BLANK, *ODD, *BLANK[::-1], "the very last row"]
 
 
-def command(*arguments: object) -> None:
-    cli([str(argument) for argument in arguments], standalone_mode=False)
-
-
-def train(folder: Path, encoder: Path, **settings: Any) -> Path:
-    """A run with two optimiser steps."""
-    folder.mkdir(parents=True)
-    for name, texts in (("en", ENGLISH), ("de", GERMAN)):
-        (folder / f"train.{name}").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    run = fine_tune(
-        {
-            "model": str(encoder),
-            "data": {"train": {"source": str(folder / "train.en"), "target": str(folder / "train.de")}},
-            "task": {"name": "translation", "target_vocabulary": 350, "beams": 2},
-            "training": {"max_steps": 2, "precision": "fp32"},
-            "output_dir": str(folder / "run"),
-        },
-        **settings,
-    )
-    return run.output_dir
+def train(folder: Path, encoder: Path, **changes: Any) -> Path:
+    """A run with two optimizer steps."""
+    files = {
+        side: write(folder / f"train.{name}", texts)
+        for side, name, texts in (("source", "en", ENGLISH), ("target", "de", GERMAN))
+    }
+    task = {"name": "translation", "target_vocabulary": 350, "beams": 2}
+    data = {"train": files, "validation_share": 0.1}
+    return builders.run(model=encoder, data=data, task=task, output_dir=folder / "run", **changes).output_dir
 
 
 @pytest.fixture(scope="module")
@@ -108,48 +85,21 @@ def kept(text: str | None) -> str:
     return (text.strip() or text) if text else ""
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return list(pq.read_table(path).to_pylist())
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in file.read().split("\n")[:-1]]
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    if path.suffix == ".parquet":
-        pd.DataFrame(rows).to_parquet(path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    else:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=csv.QUOTE_ALL)
-            writer.writerows([list(rows[0]), *(row.values() for row in rows)])
-    return path
-
-
-def lines_of(path: Path) -> list[str]:
-    text = path.read_bytes().decode("utf-8")
-    assert text.endswith("\n")
-    return text.split("\n")[:-1]
-
-
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_tables_keep_rows_columns_and_order(run: Path, echo: list[str], tmp_path: Path, ending: str) -> None:
     texts = [*TEXTS, "two\nlines", "the\r dog", *map(str, range(50))]
     rows = [{"id": f"n{i}", "source": text, "note": text[::-1][:9]} for i, text in enumerate(texts)]
     source, output = write(tmp_path / f"in{ending}", rows), tmp_path / f"out{ending}"
-    command("translate", run, "--input", source, "--output", output)
-    assert read(output) == [row | {"translation": kept(row["source"])} for row in rows]
+    succeed("translate", run, "--input", source, "--output", output)
+    assert read_table(output) == [row | {"translation": kept(row["source"])} for row in rows]
     assert len(echo) > len(rows) - len(BLANK) * 2
 
 
 def test_text_files_keep_their_lines(run: Path, echo: list[str], tmp_path: Path) -> None:
     texts = [text for text in TEXTS if not set(text) & set(LINE_ENDS)]
     (tmp_path / "in.txt").write_bytes("".join(f"{text}\n" for text in texts).encode())
-    command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
-    assert lines_of(tmp_path / "out.txt") == [kept(text) for text in texts]
+    succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    assert read_lines(tmp_path / "out.txt") == [kept(text) for text in texts]
     assert not [text for text in echo if not text.strip()]
 
 
@@ -158,14 +108,14 @@ def test_text_files_keep_their_lines(run: Path, echo: list[str], tmp_path: Path)
 def test_line_ends_do_not_change_the_number_of_lines(run: Path, echo: list[str], tmp_path: Path, end: str, last: bool) -> None:
     texts = ["", "", "the dog\rran", "", "the\u2028cat\x85", " \x0c ", "\ufeff", "x", "", "y"]
     (tmp_path / "in.txt").write_bytes((end.join(texts) + end * last).encode())
-    command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
-    assert lines_of(tmp_path / "out.txt") == ["", "", "the dog ran", "", "the cat", "   ", "\ufeff", "x", "", "y"]
+    succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    assert read_lines(tmp_path / "out.txt") == ["", "", "the dog ran", "", "the cat", "   ", "\ufeff", "x", "", "y"]
     assert echo == ["the dog\rran", "the\u2028cat", "\ufeff", "x", "y"]
 
 
 def test_blank_lines_alone(run: Path, echo: list[str], tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n\n \n")
-    command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_text() == "\n\n \n"
     assert echo == []
 
@@ -177,7 +127,7 @@ def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.M
         lambda model, sides, texts, *settings: [f"{mark}a{mark}{mark}b{mark}" for _ in texts],
     )
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")
-    command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_bytes() == b" a b \n\n a b \n"
 
 
@@ -187,25 +137,21 @@ def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.M
 def test_from_one_format_to_another(run: Path, echo: list[str], tmp_path: Path, first: str, second: str) -> None:
     texts = ["a dog", "", "two words", "ein Hund"]
     source, output = tmp_path / f"in{first}", tmp_path / f"out{second}"
-    if first == ".txt":
-        source.write_text("\n".join(texts))
-    else:
-        write(source, [{"text": text} for text in texts])
-    command("translate", run, "--input", source, "--output", output, "--task.source", "text")
+    write(source, texts if first == ".txt" else {"text": texts})
+    succeed("translate", run, "--input", source, "--output", output, "--task.source", "text")
     if second == ".txt":
-        assert lines_of(output) == texts
+        assert read_lines(output) == texts
     else:
-        assert read(output) == [{"text": text, "translation": text} for text in texts]
+        assert read_table(output) == [{"text": text, "translation": text} for text in texts]
 
 
-def test_missing_cells_have_no_translation(run: Path, echo: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_missing_cells_have_no_translation(run: Path, echo: list[str], tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"source": "a"}, {"source": None}, {"id": 3}, {"source": ""}, {"source": 5}]
     rows.append({"id": 4, "source": "b"})
     source = write(tmp_path / "in.jsonl", rows)
-    command("translate", run, "--input", source, "--output", tmp_path / "out.jsonl")
-    assert [row["translation"] for row in read(tmp_path / "out.jsonl")] == ["a", None, None, "", None, "b"]
+    said = succeed("translate", run, "--input", source, "--output", tmp_path / "out.jsonl")
+    assert [row["translation"] for row in read_table(tmp_path / "out.jsonl")] == ["a", None, None, "", None, "b"]
     assert echo == ["a", "b"]
-    said = capfd.readouterr().err
     assert "4 of 6 rows have no prediction: 3 with an empty text, 1 with a cell that is not text" in said
     assert "in.jsonl, row 5, column 'source': found 5 (int); allowed: text" in said
 
@@ -214,12 +160,12 @@ def test_over_many_windows(run: Path, echo: list[str], monkeypatch: pytest.Monke
     monkeypatch.setattr("nlp_transfer.inference.translator.CHUNK_ROWS", 16)
     texts = ["" if i % 16 in (0, 15) or 48 <= i < 80 else f"{WORDS[i % 40]} {'the dog. ' * (i % 30)}{i}" for i in range(200)]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
-    command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
-    assert lines_of(tmp_path / "out.txt") == texts
+    succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    assert read_lines(tmp_path / "out.txt") == texts
     assert len(echo) > 200
 
 
-def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], tmp_path: Path) -> None:
     translate = load_translator(run)
     long = ["the dog ran on the mat. " * 50 + "\nred " * 200, "the cat", "hill, " * 500, "a dog sat on", "猫" * 100]
     assert translate(long) == [text.strip() for text in long]
@@ -228,8 +174,8 @@ def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], capfd: pyt
     assert max(len(ids) for ids in sides.source_ids(echo, 1 << 30)[0]) <= translate.task.longest_source
     assert echo[:2] == ["the dog ran on the mat."] * 2
     (tmp_path / "in.txt").write_text("\n".join(text.replace("\n", " ") for text in long))
-    command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
-    assert "2 texts were longer than task.longest_source of the model and were translated in pieces" in capfd.readouterr().err
+    said = succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    assert "2 texts were longer than task.longest_source of the model and were translated in pieces" in said
 
 
 def test_a_run_is_scored_on_what_translate_gives(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,11 +187,11 @@ def test_a_run_is_scored_on_what_translate_gives(run: Path, tmp_path: Path, caps
     assert loud.in_pieces >= 2
     pairs = [{"source": source, "target": target} for source, target in zip(sources, targets, strict=True)]
     train_file = [{"source": source, "target": target} for source, target in PAIRS]
-    files = {name: str(write(tmp_path / f"{name}.csv", rows)) for name, rows in (("train", train_file), ("test", pairs))}
-    again = fine_tune(
-        model=str(run / "model"), data={"train": files["train"], "validation": files["test"], "test": files["test"]},
+    files = {name: write(tmp_path / f"{name}.csv", rows) for name, rows in (("train", train_file), ("test", pairs))}
+    again = builders.run(
+        model=run / "model", data=files | {"validation": files["test"]}, output_dir=tmp_path / "run",
         task={"name": "translation", "beams": 2, "longest_source": loud.task.longest_source},
-        training={"max_steps": 1, "learning_rate": 1e-12, "precision": "fp32", "dropout": 0}, output_dir=str(tmp_path / "run"),
+        training={"max_steps": 1, "learning_rate": 1e-12, "dropout": 0},
     )  # fmt: skip
     assert "sources have more than" in capsys.readouterr().err
     translations = again.translator()(sources)
@@ -256,8 +202,8 @@ def test_a_run_is_scored_on_what_translate_gives(run: Path, tmp_path: Path, caps
         "chrf": corpus_chrf(translations, [targets], word_order=2).score,
     }
     assert by_hand["bleu"] > 30
-    command("evaluate", again.output_dir, "--data.test", files["test"], "--precision", "fp32", "--batch-size", 3)
-    evaluated = json.loads(capsys.readouterr().out)
+    output = succeed("evaluate", again.output_dir, "--data.test", files["test"], "--precision", "fp32", "--batch-size", 3)
+    evaluated = json.loads(output[output.index("{") :])
     for name, value in by_hand.items():
         assert again.metrics["test"][name] == again.metrics["validation"][name] == pytest.approx(value)
         assert evaluated[name] == pytest.approx(value)
@@ -274,8 +220,8 @@ def test_a_model_translates_every_kind_of_text(run: Path, tmp_path: Path) -> Non
     """The same in a file, in a list and one after the other in a generator; blank ones stay, and answers differ."""
     rows = [{"source": text} for text in TEXTS]
     source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    command("translate", run, "--input", source, "--output", output, "--precision", "fp32")
-    found = [row["translation"] for row in read(tmp_path / "out.jsonl")]
+    succeed("translate", run, "--input", source, "--output", output, "--precision", "fp32")
+    found = [row["translation"] for row in read_table(tmp_path / "out.jsonl")]
     translate = load_translator(run)
     assert translate(TEXTS) == translate(iter(TEXTS)) == translate(tuple(TEXTS)) == found
     blank = [i for i, text in enumerate(TEXTS) if not text.strip()]
@@ -294,21 +240,6 @@ def test_order_is_that_of_the_texts(run: Path) -> None:
         assert sum(one == other for one, other in zip(others, alone, strict=True)) >= 36  # rounding may part two near ones
 
 
-@pytest.mark.parametrize(
-    ("texts", "says"),
-    [
-        (5, "found 5"),
-        (["a", None], r"texts, row 2: found None \(NoneType\); allowed: text"),
-        (["a", "b", 5], r"texts, row 3: found 5 \(int\); allowed: text"),
-        ([("a", "b")], r"texts, row 1: found \('a', 'b'\) \(tuple\)"),
-        (["a", "b \ud83d"], r"texts, row 2: found '\\ud83d', half of a character"),
-    ],
-)
-def test_what_is_no_list_of_texts_is_refused(run: Path, texts: Any, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        load_translator(run)(texts)
-
-
 def test_no_texts_no_answers(run: Path) -> None:
     assert load_translator(run)([]) == []
 
@@ -324,7 +255,7 @@ def test_beams_are_those_of_the_command(run: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(EncoderDecoderModel, "generate", spy)
     (tmp_path / "in.txt").write_text("a dog\n")
     for number, more in enumerate([(), ("--beams", 1), ("--task.beams", 3), ("--beams", 4, "--task.beams", 3)]):
-        command("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / f"{number}.txt", *more)
+        succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / f"{number}.txt", *more)
     assert asked == [2, 1, 3, 4]
 
 
@@ -333,24 +264,20 @@ def test_a_run_a_model_and_an_adapter_answer_alike(tiny: dict[str, Path], tmp_pa
     assert (run / "adapter/target_tokenizer/tokenizer.json").is_file()
     (tmp_path / "in.txt").write_text("\n".join(ENGLISH[:8]) + "\n\n")
     for name, model in (("run", run), ("model", run / "model"), ("adapter", run / "adapter")):
-        command("translate", model, "--input", tmp_path / "in.txt", "--output", tmp_path / f"{name}.txt")
-    first, *others = (lines_of(tmp_path / f"{name}.txt") for name in ("run", "model", "adapter"))
+        succeed("translate", model, "--input", tmp_path / "in.txt", "--output", tmp_path / f"{name}.txt")
+    first, *others = (read_lines(tmp_path / f"{name}.txt") for name in ("run", "model", "adapter"))
     assert others == [first, first]
     assert len(first) == 9
     assert all(first[:8])
 
 
-def test_evaluate_gives_the_same_figures_for_files_and_a_table(
-    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_evaluate_gives_the_same_figures_for_files_and_a_table(run: Path, tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", [{"id": i, "translation": {"en": en, "de": de}} for i, (en, de) in enumerate(PAIRS)])
     write(tmp_path / "pairs.tsv", [{"source": en, "target": de} for en, de in PAIRS])
     files = ("--data.test.source", run.parent / "train.en", "--data.test.target", run.parent / "train.de")
     by_language = ("--data.test", tmp_path / "pairs.jsonl", "--task.source", "en", "--task.target", "de")
-    figures = []
-    for data in (files, ("--data.test", tmp_path / "pairs.tsv"), by_language):
-        command("evaluate", run, *data)
-        figures.append(json.loads(capsys.readouterr().out))
+    outputs = [succeed("evaluate", run, *data) for data in (files, ("--data.test", tmp_path / "pairs.tsv"), by_language)]
+    figures = [json.loads(output[output.index("{") :]) for output in outputs]
     assert figures[0]["rows"] == len(PAIRS)
     assert {"token_accuracy", "bleu", "chrf"} <= figures[0].keys()
     assert figures[1] == figures[2] == pytest.approx(figures[0])
@@ -370,11 +297,11 @@ def test_a_killed_translation_resumes(run: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not output.exists()
-    command(*arguments, output)
-    command(*arguments, tmp_path / "whole.txt")
+    succeed(*arguments, output)
+    succeed(*arguments, tmp_path / "whole.txt")
     assert output.read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt", "whole.txt"]
-    found = lines_of(output)
+    found = read_lines(output)
     assert [i for i, line in enumerate(found) if not line] == [i for i, text in enumerate(texts) if not text]
 
 
@@ -383,9 +310,9 @@ def test_python_translates_the_texts_among_other_things(run: Path, echo: list[st
     assert translate(["a", None, "", 5, "b \ud83d", "c"], on_bad_rows="skip") == ["a", None, "", None, None, "c"]
 
 
-def test_texts_of_the_command_line(run: Path, echo: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    command("translate", run, "a dog", "", "a cat")
-    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+def test_texts_of_the_command_line(run: Path, echo: list[str]) -> None:
+    lines = succeed("translate", run, "a dog", "", "a cat").splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
     assert rows == [{"source": text, "translation": text} for text in ("a dog", "", "a cat")]
 
 
@@ -414,14 +341,14 @@ def test_data_and_models_by_hub_id(run: Path, tiny: dict[str, Path], tmp_path: P
         (root / f"datasets/tester/{name}").mkdir(parents=True)
     Dataset.from_list(cells, features=features).to_parquet(root / "datasets/tester/pairs/train.parquet")
     write(root / "datasets/tester/plain/test.jsonl", cells[:8])
-    document = {
-        "model": "tester/tiny",
-        "data": {"train": "tester/pairs", "test": "tester/plain"},
-        "task": {"name": "translation", "source": "en", "target": "de", "target_vocabulary": 350},
-        "training": {"max_steps": 1},
-        "output_dir": "run",
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    plan = builders.document(
+        model="tester/tiny",
+        data={"train": "tester/pairs", "test": "tester/plain"},
+        task={"name": "translation", "source": "en", "target": "de", "target_vocabulary": 350},
+        training={"max_steps": 1},
+        output_dir="run",
+    )
+    write(tmp_path / "run.yaml", plan)
     (tmp_path / "in.txt").write_text("\n".join(["", *ENGLISH[:5]]) + "\n")
     with serve(root) as (address, hub):
         around = environment(address, tmp_path / "cache")
@@ -432,7 +359,7 @@ def test_data_and_models_by_hub_id(run: Path, tiny: dict[str, Path], tmp_path: P
     answers, refused = done.stdout.splitlines()
     assert answers == "2"
     assert "tester/pairs has no column 'fr'; found: id, translation, en, de" in refused
-    assert [row["translation"] for row in read(tmp_path / "out.jsonl")] == load_translator(run)(["", *ENGLISH[:5]])
+    assert [row["translation"] for row in read_table(tmp_path / "out.jsonl")] == load_translator(run)(["", *ENGLISH[:5]])
     assert any("tester/tuned/resolve" in line and "target_tokenizer/tokenizer.json" in line for line in hub.asked)
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert {"bleu", "chrf", "token_accuracy"} <= result["metrics"]["test"].keys()
@@ -443,24 +370,14 @@ def test_data_and_models_by_hub_id(run: Path, tiny: dict[str, Path], tmp_path: P
 def test_training_goes_on_from_a_saved_run(run: Path, tmp_path: Path) -> None:
     """Its weights and both of its tokenizers are taken over: with a rate of next to nothing it translates as before."""
     ratio = json.loads((run / "model/nlp_transfer.json").read_text(encoding="utf-8"))["settings"]["length_ratio"]
-    settings: dict[str, Any] = {
-        "model": str(run),
-        "data": {"train": str(write_pairs(tmp_path / "pairs.jsonl")), "validation_share": 0},
-        "task": {"name": "translation", "beams": 2, "length_ratio": ratio},
-        "training": {"max_steps": 1, "precision": "fp32", "learning_rate": 1e-12},
-        "output_dir": str(tmp_path / "more"),
-    }
-    more = fine_tune(settings).output_dir
+    data = {"train": write(tmp_path / "pairs.jsonl", PAIRS, ("source", "target"))}
+    settings: Any = {"model": run, "data": data, "training": {"max_steps": 1, "learning_rate": 1e-12}}
+    task = {"name": "translation", "beams": 2, "length_ratio": ratio}
+    more = builders.run(**settings, task=task, output_dir=tmp_path / "more").output_dir
     target = "model/target_tokenizer/tokenizer.json"
     assert (more / target).read_bytes() == (run / target).read_bytes()
     first, second = (load_translator(folder)(ENGLISH[:6]) for folder in (run, more))
     assert first == second
     assert len(set(first)) > 1
-    with pytest.raises(UserError, match=r"task.decoder_layers: found 1; .*seq2seq.*decoder"):
-        fine_tune(settings | {"task": {"name": "translation", "decoder_layers": 1}, "output_dir": str(tmp_path / "other")})
-
-
-def write_pairs(path: Path) -> Path:
-    rows = [json.dumps({"source": one, "target": other}, ensure_ascii=False) for one, other in PAIRS]
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return path
+    with refused("task.decoder_layers: found 1;", "seq2seq", "decoder"):
+        builders.run(**settings, task={"name": "translation", "decoder_layers": 1}, output_dir=tmp_path / "other")

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nlp_transfer import fine_tune
 from nlp_transfer.strategies import Phase, State, Strategy, View
-from tests.builders import sentiment_rows, write
+from tests.builders import run, sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -27,18 +26,17 @@ class GoodThenRuinous(Strategy):
 
 @pytest.mark.parametrize("ema", [None, 0.5])
 def test_best_weights_of_an_earlier_phase_are_restored(ema: float | None, tiny: dict[str, Path], tmp_path: Path) -> None:
-    run = fine_tune(
-        model=str(tiny["bert"]),
-        data={"train": str(write(tmp_path / "train.csv", sentiment_rows(80)))},
-        task="text_classification",
+    done = run(
+        model=tiny["bert"],
+        data={"train": write(tmp_path / "train.csv", sentiment_rows(80)), "validation_share": None},
         strategy=GoodThenRuinous(),
-        training={"batch_size": 16, "precision": "fp32", "learning_rate": 1e-2, "best_metric": "loss", "ema": ema},
+        training={"max_steps": None, "batch_size": 16, "learning_rate": 1e-2, "best_metric": "loss", "ema": ema},
         output_dir=tmp_path / "run",
     )
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["validation"]["loss"] for line in lines if "validation" in line}
-    best = run.result["train"]["best_step"]
+    best = done.result["train"]["best_step"]
     assert best < max(losses), "the last evaluation must be worse, or nothing is restored"
     assert losses[best] == min(losses.values())
     assert best <= 10, "the best lies in the first phase"
-    assert run.metrics["validation"]["loss"] == pytest.approx(losses[best], abs=1e-6)
+    assert done.metrics["validation"]["loss"] == pytest.approx(losses[best], abs=1e-6)

@@ -8,10 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import find_layers, linear_layers, new_parameters
 from nlp_transfer.saved_models.save import quiet
 from nlp_transfer.settings.schema import TrainingConfig
@@ -19,7 +17,7 @@ from nlp_transfer.strategies.lora import Lora
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.utils.errors import Problems
-from tests.builders import sentiment_rows
+from tests.builders import opened, sentiment_rows
 from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
@@ -32,7 +30,7 @@ def trained(checkpoint: Path, strategy: Lora) -> tuple[Any, TokenTable]:
     """An adapted model after three steps, in evaluation mode."""
     texts, labels = zip(*sentiment_rows(24), strict=True)
     rows = from_columns({"text": list(texts), "label": list(labels)}, "rows")
-    source = Checkpoint.open(find_model(str(checkpoint)))
+    source = opened(checkpoint)
     task = task_from({"name": "text_classification"}).fit(rows, Problems())
     table = encode_rows(rows, lambda columns: task.encode(columns, source.tokenizer), task.fill(source.tokenizer))
     settings = TrainingConfig(max_steps=3, batch_size=8, precision="fp32", learning_rate=1e-2)
@@ -87,7 +85,7 @@ def test_merging_twice_is_harmless(family: str, tiny: dict[str, Path], tmp_path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_linear_layers_of_the_encoder_are_adapted(family: str, tiny: dict[str, Path]) -> None:
-    source = Checkpoint.open(find_model(str(tiny[family])))
+    source = opened(tiny[family])
     task = task_from({"name": "text_classification", "labels": ["a", "b"]})
     with quiet():
         plain = task.build_model(source, TrainingConfig())

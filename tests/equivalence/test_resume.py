@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nlp_transfer import UserError, fine_tune
 from nlp_transfer.strategies import Strategy
-from nlp_transfer.training import checkpointer, checkpoints
+from nlp_transfer.training import checkpoints
 from nlp_transfer.training import step as optimizer_step
-from tests.builders import sentiment_rows, write
+from tests import builders
+from tests.builders import refused, sentiment_rows, stopped_at, write
 from tests.helpers.children.gradient_jobs import HeadThenAll
+from tests.helpers.strategies import teacher
 
 pytestmark = pytest.mark.model
 
@@ -28,6 +29,18 @@ CASES: dict[str, dict[str, Any]] = {
     "token budget": {"training": {"batch_tokens": 80}},
     "augment": {"training": {"augment": {"drop": 0.2, "swap": 0.2, "mask": 0.2, "replace": 0.2}, "dropout": 0.1}},
     "oversample": {"task": {"name": "text_classification", "label": "rare"}, "training": {"oversample": 0.5, "focal_gamma": 2.0}},
+    "regression": {"task": {"name": "regression", "label": "score"}, "training": {"evaluate_every": 1, "dropout": 0.1}},
+    "distill": {
+        "strategy": {"name": "distill", "teacher": "TEACHER", "student_layers": 1, "hidden": 1},
+        "data": {"unlabelled": "UNLABELLED"},
+        "training": {"evaluate_every": 2},
+    },
+    "self_training": {
+        "strategy": {"name": "self_training", "rounds": 2, "confidence": 0},
+        "data": {"unlabelled": "UNLABELLED"},
+        "training": {"max_steps": 20, "learning_rate": 3e-3, "evaluate_every": 1},
+    },
+    "few_shot": {"strategy": {"name": "few_shot", "group": 4, "epochs": 1}},
     "no validation": {"data": {"validation_share": 0}},
     "early stopping": {"training": {"epochs": 10, "early_stopping": 2, "evaluate_every": 3, "learning_rate": 3e-2}},
     "translation": {
@@ -37,17 +50,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Killed(Exception):  # noqa: N818  no error: what happens to a process
-    """Simulates the end of the process."""
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
-        (text, label, " ".join(text.split()[i % 4 :: -1]), "rare" if i % 5 == 0 else label)
+        (text, label, " ".join(text.split()[i % 4 :: -1]), "rare" if i % 5 == 0 else label, i % 5)
         for i, (text, label) in enumerate(sentiment_rows(50))
     ]
-    return write(tmp_path_factory.mktemp("data") / "train.csv", rows, ("text", "label", "translated", "rare"))
+    return write(tmp_path_factory.mktemp("data") / "train.csv", rows, ("text", "label", "translated", "rare", "score"))
 
 
 @pytest.fixture(autouse=True)
@@ -57,39 +66,27 @@ def small_tables_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> Any:
-    strategy = case.get("strategy", "full")
-    return fine_tune(
-        model=str(checkpoint),
-        data={"train": str(source)} | case.get("data", {}),
+    strategy, data = case.get("strategy", "full"), {"train": source, "validation_share": None} | case.get("data", {})
+    if "unlabelled" in data:
+        data["unlabelled"] = write(source.parent / "more.csv", [(text,) for text, _ in sentiment_rows(80)[50:]], ("text",))
+    if isinstance(strategy, dict) and "teacher" in strategy:
+        strategy = strategy | {"teacher": teacher(checkpoint, "single", source.parent)}
+    return builders.run(
+        model=checkpoint,
+        data=data,
         task=case.get("task", "text_classification"),
         strategy=strategy() if isinstance(strategy, type) and issubclass(strategy, Strategy) else strategy,
-        training={"epochs": 3, "batch_size": 8, "checkpoint_every": 2, "logging_steps": 1} | case.get("training", {}),
-        output_dir=str(output),
+        training={"epochs": 3, "batch_size": 8, "checkpoint_every": 2, "logging_steps": 1, "precision": None}
+        | case.get("training", {}),
+        output_dir=output,
     )
 
 
-def die_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
-    """End the process some steps after so many checkpoints, when it would write the next."""
-    original, done = checkpoints.write_checkpoint, []
-
-    def write(*arguments: Any) -> Any:
-        if len(done) == writes:
-            raise Killed
-        done.append(original(*arguments))
-        return done[-1]
-
-    monkeypatch.setattr(checkpointer.checkpoints, "write_checkpoint", write)
-
-
 @pytest.mark.parametrize("name", list(CASES))
-def test_resumed_run_equals_an_uninterrupted_one(
-    name: str, tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(name: str, tiny: dict[str, Path], source: Path, tmp_path: Path) -> None:
     straight = run(tiny["bert"], source, tmp_path / "straight", CASES[name])
-    with monkeypatch.context() as patch:
-        die_after(patch, 3)
-        with pytest.raises(Killed):
-            run(tiny["bert"], source, tmp_path / "broken", CASES[name])
+    with stopped_at(3):
+        run(tiny["bert"], source, tmp_path / "broken", CASES[name])
     assert not (tmp_path / "broken/result.json").exists()
     step = json.loads(next((tmp_path / "broken/checkpoints").glob("step-*/state.json")).read_text())["step"]
     assert 0 < step < straight.result["train"]["steps"]
@@ -109,16 +106,12 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("writes", [1, 2, 4, 6])
-def test_gradual_unfreezing_resumes_in_any_phase(
-    writes: int, tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradual_unfreezing_resumes_in_any_phase(writes: int, tiny: dict[str, Path], source: Path, tmp_path: Path) -> None:
     """18 steps: three in each of the first three phases, nine in the last; a checkpoint every two steps."""
     case = {"strategy": ["gradual_unfreezing", "layerwise_lr"], "training": {"evaluate_every": 2}}
     straight = run(tiny["bert"], source, tmp_path / "straight", case)
-    with monkeypatch.context() as patch:
-        die_after(patch, writes)
-        with pytest.raises(Killed):
-            run(tiny["bert"], source, tmp_path / "broken", case)
+    with stopped_at(writes):
+        run(tiny["bert"], source, tmp_path / "broken", case)
     folder = tmp_path / "broken/checkpoints"
     state = json.loads((folder / str(checkpoints.read_pointer(folder, "last")) / "state.json").read_text())
     assert len(state["strategy"]["finished"]) == min(3, (state["step"] - 1) // 3)
@@ -130,12 +123,10 @@ def test_gradual_unfreezing_resumes_in_any_phase(
 
 
 @pytest.fixture
-def unfinished(tiny: dict[str, Path], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def unfinished(tiny: dict[str, Path], source: Path, tmp_path: Path) -> Path:
     """A run that ended after five checkpoints; the newest two and the best one are kept."""
-    with monkeypatch.context() as patch:
-        die_after(patch, 5)
-        with pytest.raises(Killed):
-            run(tiny["bert"], source, tmp_path / "run", {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})
+    with stopped_at(5):
+        run(tiny["bert"], source, tmp_path / "run", {"training": {"learning_rate": 1e-9, "evaluate_every": 2}})
     return tmp_path / "run"
 
 
@@ -147,9 +138,7 @@ def test_best_and_last_are_separate(unfinished: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "missing file", "no manifest", "half written"])
-def test_damaged_checkpoint_is_skipped_by_name(
-    damage: str, tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_checkpoint_is_skipped_by_name(damage: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for step in (2, 4):
         tensors = {"model": {"w": torch.full((9,), float(step))}}
@@ -198,6 +187,6 @@ def test_lost_best_weights_are_reported_and_replaced(
 
 def test_changed_settings_are_refused_by_name(unfinished: Path, tiny: dict[str, Path], source: Path) -> None:
     before = sorted(path.name for path in unfinished.rglob("*"))
-    with pytest.raises(UserError, match=r"training\.batch_size: 8 before, 4 now"):
+    with refused("training.batch_size: 8 before, 4 now"):
         run(tiny["bert"], source, unfinished, {"training": {"batch_size": 4, "learning_rate": 1e-9, "evaluate_every": 2}})
     assert sorted(path.name for path in unfinished.rglob("*")) == before

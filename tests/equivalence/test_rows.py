@@ -1,6 +1,5 @@
 """Sparse updates of embedding tables against dense AdamW."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from nlp_transfer import fine_tune
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.kernels.sparse_adamw import SYNC_INTERVAL, SparseAdamWTable
 from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.optimizer import restore_state, state_by_name
+from tests import builders
 from tests.builders import sentiment_rows, write
 
 pytestmark = pytest.mark.model
@@ -100,20 +99,15 @@ def test_fast_kernels_give_the_same_training(
 ) -> None:
     """Losses, gradient norms and validation of each step, without dropout, whose masks differ."""
     monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)
-    data = {"train": str(write(tmp_path / "train.csv", sentiment_rows(50)))}
+    data = {"train": write(tmp_path / "train.csv", sentiment_rows(50)), "validation_share": None}
     found = {}
     for kernels in ("fast", "plain"):
-        run = fine_tune(
-            model=str(tiny[family]),
-            data=data,
-            task="text_classification",
-            training={
-                "epochs": 16, "batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1, "learning_rate": 3e-3,
-                "dropout": 0.0, "attention_dropout": 0.0, "precision": precision, "kernels": kernels, "evaluate_every": 3,
-            },
-            output_dir=str(tmp_path / kernels),
-        )  # fmt: skip
-        lines = [json.loads(line) for line in (run.output_dir / "log.jsonl").read_text().splitlines()]
+        training = {
+            "epochs": 16, "batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1, "learning_rate": 3e-3,
+            "dropout": 0.0, "attention_dropout": 0.0, "precision": precision, "kernels": kernels, "evaluate_every": 3,
+        }  # fmt: skip
+        builders.run(model=tiny[family], data=data, training=training, output_dir=tmp_path / kernels)
+        lines = builders.read_table(tmp_path / kernels / "log.jsonl")
         found[kernels] = [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
     assert len(found["fast"]) > 40
     for fast, plain in zip(found["fast"], found["plain"], strict=True):

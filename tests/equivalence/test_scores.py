@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import PretrainedConfig
 
-from nlp_transfer import fine_tune, load_adapters
+from nlp_transfer import load_adapters
 from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.inference.rounding import round_predictions
 from nlp_transfer.models.accelerator import in_fp32
 from nlp_transfer.saved_models.load import read_record
-from tests.builders import sentiment_rows, write
+from tests.builders import run, sentiment_rows, write
 from tests.helpers.models import tiny_classifier
 
 pytestmark = pytest.mark.model
@@ -49,10 +49,8 @@ def test_best_step_metrics_equal_saved_model_metrics(
     """Training computes in bf16, which changes each of these numbers by about 0.001."""
     case = RUNS[name]
     training = {"epochs": 3, "batch_size": 16, "learning_rate": 3e-3, "precision": "bf16", **case.get("training", {})}
-    run = fine_tune(
-        model=str(tiny["bert"]), data={split: str(path) for split, path in splits.items()}, task="text_classification",
-        strategy=case.get("strategy", "full"), training=training, output_dir=tmp_path / "run",
-    )  # fmt: skip
+    strategy = case.get("strategy", "full")
+    done = run(model=tiny["bert"], data=splits, strategy=strategy, training=training, output_dir=tmp_path / "run")
     result = json.loads((tmp_path / "run/result.json").read_text())
     recorded = result["metrics"]["validation"]
     assert result["metrics_precision"] == "fp32"
@@ -73,7 +71,7 @@ def test_best_step_metrics_equal_saved_model_metrics(
 
     with splits["validation"].open(newline="") as file:
         rows = list(csv.DictReader(file))
-    predictions = run.predictor()([row["text"] for row in rows], probabilities=True)
+    predictions = done.predictor()([row["text"] for row in rows], probabilities=True)
     right = [found["prediction"] == row["label"] for found, row in zip(predictions, rows, strict=True)]
     assert np.mean(right) == recorded["accuracy"]
     losses = [-math.log(found[f"probability:{row['label']}"]) for found, row in zip(predictions, rows, strict=True)]

@@ -21,8 +21,7 @@ from nlp_transfer.security import known_secrets
 from nlp_transfer.security.redaction import Redactor, guard_output
 from nlp_transfer.security.secret_patterns import clean, redact
 from nlp_transfer.utils import console
-from tests.builders import sentiment_rows, write
-from tests.helpers.mistakes.case import command
+from tests.builders import exit_status, sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -243,7 +242,7 @@ def test_a_secret_in_the_settings_is_not_echoed(
             if not known and SERVICE in text and "://" not in text:
                 continue  # nothing tells what it is
             file.write_text(text)
-            assert command("train", str(file), *flags) == 2, (changes, flags)
+            assert exit_status("train", str(file), *flags) == 2, (changes, flags)
             shown = capsys.readouterr()
             assert shown.err.strip(), (changes, flags)
             for secret in (HUB, HUB[:12], SERVICE, SERVICE[:12]):

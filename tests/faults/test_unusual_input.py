@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.builders import sentiment_rows
+from tests.builders import exit_status, sentiment_rows
 from tests.helpers.mistakes import strategies, translation
-from tests.helpers.mistakes.case import JSONL, command, prepare, row
+from tests.helpers.mistakes.case import JSONL, prepare, row
 
 pytestmark = pytest.mark.process
 
@@ -21,7 +21,7 @@ def train(folder: Path, capfd: pytest.CaptureFixture[str]) -> Any:
 
     def run(settings: dict[str, Any], files: dict[str, Any] | None = None) -> tuple[list[str], str]:
         prepare({"training.max_steps": 1} | settings, files)
-        assert command("train", "run.yaml") == 0, capfd.readouterr().err
+        assert exit_status("train", "run.yaml") == 0, capfd.readouterr().err
         return json.loads(Path("run/model/nlp_transfer.json").read_text())["labels"], capfd.readouterr().err
 
     return run
@@ -53,6 +53,6 @@ def test_more_shots_than_rows_use_all_rows(train: Any) -> None:
 
 def test_translation_trains_and_translates(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare({}, valid=translation.VALID)
-    assert command("train", "run.yaml") == 0, capfd.readouterr().err
-    assert command(*translation.translate(model="run")) == 0, capfd.readouterr().err
+    assert exit_status("train", "run.yaml") == 0, capfd.readouterr().err
+    assert exit_status(*translation.translate(model="run")) == 0, capfd.readouterr().err
     assert len(Path("answers.txt").read_text().splitlines()) == 1

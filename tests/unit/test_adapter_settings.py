@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nlp_transfer import UserError
 from nlp_transfer.models.verification.adapter_settings import (
     NUMBER_SETTINGS,
     SETTINGS,
@@ -25,6 +23,7 @@ from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.strategies.common.adapter_modules import save_adapter
 from nlp_transfer.strategies.peft import Peft
 from nlp_transfer.strategies.peft.method_settings import methods
+from tests.builders import edit, refused
 from tests.helpers.models import tiny_classifier
 from tests.unit.test_strategy_peft import METHODS, REFUSED
 
@@ -63,9 +62,7 @@ def loaded(folder: Path, base: Any) -> Any:
 
 def changed(folder: Path, place: Path, **settings: Any) -> Path:
     shutil.copytree(folder, place)
-    document = json.loads((place / SETTINGS).read_text())
-    (place / SETTINGS).write_text(json.dumps(document | settings))
-    return place
+    return edit(place / SETTINGS, **settings).parent
 
 
 @pytest.mark.parametrize("name", ["lora", "prefix", "replicated", "kasa", "pattern"])
@@ -123,9 +120,8 @@ def test_origin_is_dropped_and_unknown_settings_are_reported(capsys: pytest.Capt
     ids=str,
 )  # fmt: skip
 def test_invalid_settings_are_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(UserError) as caught:
+    with refused(f"here: found {name}: "):
         reduce_adapter_settings({"peft_type": "LORA", name: value}, "here")
-    assert str(caught.value).startswith(f"here: found {name}: ")
 
 
 @pytest.mark.parametrize(
@@ -155,10 +151,8 @@ def test_slow_patterns_are_refused(pattern: str) -> None:
 
 def test_sizes_that_multiply_are_refused_before_allocation(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
     folder = changed(saved["prefix"], tmp_path / "x", num_virtual_tokens=2**14, num_layers=2**14, token_dim=2**14)
-    with pytest.raises(UserError) as caught:
+    with refused(f"{folder}: {SETTINGS}", f"{2 * 2**42:,} numbers"):
         loaded(folder, base)
-    for fact in (f"{folder}: {SETTINGS}", f"{2 * 2**42:,} numbers"):
-        assert fact in str(caught.value)
 
 
 @pytest.mark.parametrize("make", [torch.empty, torch.zeros, torch.randn, lambda n: torch.full((n,), 1), torch.arange,
@@ -166,9 +160,9 @@ def test_sizes_that_multiply_are_refused_before_allocation(saved: dict[str, Path
 def test_allocations_are_counted_in_advance(make: Any) -> None:
     with AllocationLimit("here", 1000, 50):
         assert make(900).numel() > 0
-    with pytest.raises(UserError, match="here: describes tensors of "), AllocationLimit("here", 10**6, 50):
+    with refused("here: describes tensors of"), AllocationLimit("here", 10**6, 50):
         make(10**12)
-    with pytest.raises(UserError, match="here: needs more than 10 operations"), AllocationLimit("here", 10**6, 10):
+    with refused("here: needs more than 10 operations"), AllocationLimit("here", 10**6, 10):
         [make(300) for _ in range(20)]
 
 
@@ -185,26 +179,20 @@ def test_missing_and_additional_tensors_are_refused(saved: dict[str, Path], base
     ):
         folder = changed(saved["lora"], tmp_path / str(i))
         save_file(others, folder / "adapter_model.safetensors", {"format": "pt"})
-        with pytest.raises(UserError) as caught:
+        with refused(fact, folder):
             loaded(folder, base)
-        assert fact in str(caught.value)
-        assert str(folder) in str(caught.value)
 
 
 def test_adapter_without_weights_is_refused(saved: dict[str, Path], base: Any, tmp_path: Path) -> None:
     folder = changed(saved["lora"], tmp_path / "x")
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(UserError, match=f"{folder}: the adapter has no weights"):
+    with refused(f"{folder}: the adapter has no weights"):
         loaded(folder, base)
 
 
 def test_number_of_settings_by_pattern_is_limited() -> None:
-    def problem(patterns: dict[str, int]) -> str:
-        with pytest.raises(UserError) as caught:
-            reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": patterns}, "here")
-        return str(caught.value)
-
     for patterns in ({f"zz{i}": 16 for i in range(600)}, {"z" * 1000 + str(i): 16 for i in range(100)}, {".*.*x": 2}):
-        assert "rank_pattern" in problem(patterns)
+        with refused("rank_pattern"):
+            reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": patterns}, "here")
     for key in (r".*\.query$", "^bert.*query", "query"):
         assert reduce_adapter_settings({"peft_type": "LORA", "rank_pattern": {key: 2}}, "here")["rank_pattern"] == {key: 2}

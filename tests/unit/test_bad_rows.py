@@ -1,6 +1,5 @@
 """Bad rows: refused, or skipped, counted by kind and written down; pairs that a filter leaves out."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nlp_transfer import fine_tune
 from nlp_transfer.data.sources import file_reading
 from nlp_transfer.data.splits import Splits, read_splits
 from nlp_transfer.inference.model_evaluation import evaluate_model
@@ -16,7 +14,7 @@ from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
-from tests.builders import sentiment_rows, stopped_at, write
+from tests.builders import read_table, refused, run, sentiment_rows, stopped_at, write
 
 pytestmark = pytest.mark.model
 
@@ -63,11 +61,10 @@ def test_skipped_rows_leave_the_splits_of_a_file_without_them(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("row", BAD)
-def test_each_bad_row_is_refused_by_default_and_the_message_names_the_way_out(row: int, tmp_path: Path) -> None:
+def test_each_bad_row_is_refused_with_the_way_out(row: int, tmp_path: Path) -> None:
     source = write_bad(tmp_path / "bad.csv", bad={row: BAD[row]})
-    with pytest.raises(UserError, match=rf"bad\.csv, row {row}\b") as error:
+    with refused(f"bad.csv, row {row}", "data.on_bad_rows: skip"):
         split({"train": str(source)})
-    assert "data.on_bad_rows: skip" in str(error.value)
 
 
 def test_the_hint_stands_only_where_rows_are_bad() -> None:
@@ -102,7 +99,7 @@ def test_a_line_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_quote_that_is_not_closed_is_refused_all_the_same(tmp_path: Path) -> None:
     source = write_bad(tmp_path / "bad.csv", bad={5: '"a "good" film,positive'})
-    with pytest.raises(UserError, match=r"row 5.*cannot be skipped"):
+    with refused("row 5", "cannot be skipped"):
         split({"train": str(source), "on_bad_rows": "skip"})
 
 
@@ -131,7 +128,7 @@ def test_both_lines_of_a_pair_are_skipped(tmp_path: Path) -> None:
     assert contents(splits)["train"] == {side: [f"{side} {i}" for i in kept] for side in ("source", "target")}
     assert sorted(bad.row for _, bad in splits.skipped) == [4, 8, 10]
     Path(files["source"]).write_bytes(b"one line\n")
-    with pytest.raises(UserError, match="allowed: the same number of lines"):
+    with refused("allowed: the same number of lines"):
         split({"train": files, "on_bad_rows": "skip"}, name="translation")
 
 
@@ -163,7 +160,7 @@ def test_targets_of_every_kind(task: dict[str, Any], good: list[Any], bad: list[
     splits = split({"train": frame, "on_bad_rows": "skip"}, **task)
     assert [row for _, row in skipped(splits)] == [2, 4, 6]
     assert list(splits.rows["train"].columns["label"]) == [*good, good[0]]
-    with pytest.raises(UserError, match="data: 3 problems"):
+    with refused("data: 3 problems"):
         split({"train": frame}, **task)
 
 
@@ -187,9 +184,7 @@ def test_many_bad_rows_stand_out_and_none_left_is_an_error() -> None:
     )
     for role in ("train", "test"):
         frames = {"train": half, role: half.iloc[2:]} | {"on_bad_rows": "skip"}
-        with pytest.raises(
-            UserError, match=rf"data\.{role}: none of 3 rows can be used: 3 with an empty text, such as data\.{role}, row 1"
-        ):
+        with refused(f"data.{role}: none of 3 rows can be used: 3 with an empty text, such as data.{role}, row 1"):
             split(frames)
 
 
@@ -220,10 +215,10 @@ def test_filters_leave_out_pairs_of_train_alone(names: list[str], left_out: set[
     assert {row for role, row in skipped(splits) if role == "test"} == {3, 4}
 
 
-def test_a_filter_for_empty_sides_needs_no_skipping_and_other_tasks_have_none() -> None:
+def test_a_filter_for_empty_sides_is_for_translations() -> None:
     pairs = pd.DataFrame(PAIRS, columns=["source", "target"])
     assert len(split({"train": pairs, "filter": ["empty"]}, name="translation").rows["train"]) == 7
-    with pytest.raises(UserError, match=r"data\.filter: found empty"):
+    with refused("data.filter: found empty"):
         split({"train": pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]}), "filter": ["empty"]})
 
 
@@ -234,16 +229,15 @@ def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
     more = write(tmp_path / "more.csv", [*sentiment_rows(12), (" ", "positive")])
     other = {"name": "more", "data": {"train": str(more), "on_bad_rows": "skip"}, "task": "text_classification"}
 
-    def run(folder: str) -> Any:
-        return fine_tune(
-            model=str(tiny["bert"]), task="text_classification", strategy={"name": "multitask", "tasks": [other]},
-            data={"train": str(write_bad(tmp_path / "bad.csv")), "test": str(test), "on_bad_rows": "skip"},
-            training={"max_steps": 3, "checkpoint_every": 1}, output_dir=str(tmp_path / folder),
+    def train(folder: str) -> Any:
+        return run(
+            model=tiny["bert"], strategy={"name": "multitask", "tasks": [other]}, output_dir=tmp_path / folder,
+            data={"train": write_bad(tmp_path / "bad.csv"), "test": test, "on_bad_rows": "skip"},
+            training={"max_steps": 3, "checkpoint_every": 1},
         )  # fmt: skip
 
-    straight = run("straight")
-    with (tmp_path / "straight/skipped_rows.csv").open(newline="", encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
+    straight = train("straight")
+    found = read_table(tmp_path / "straight/skipped_rows.csv")
     assert [(row["split"], Path(row["file"]).name, row["row"], row["column"]) for row in found] == [
         *(("train", "bad.csv", str(row), {3: "text", 11: "label", 40: "text"}.get(row, "")) for row in BAD),
         ("test", "test.csv", "14", "label"),
@@ -252,17 +246,17 @@ def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
     assert "the label 'other' is not known" in found[-2]["reason"]
     assert straight.metrics["test"]["accuracy"] >= 0
     with stopped_at(1):
-        run("broken")
+        train("broken")
     (tmp_path / "broken/skipped_rows.csv").unlink()
-    run("broken")
+    train("broken")
     assert (tmp_path / "broken/skipped_rows.csv").read_bytes() == (tmp_path / "straight/skipped_rows.csv").read_bytes()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/skipped_rows.csv").write_text("")
-    with pytest.raises(UserError, match="already holds skipped_rows"):
+    with refused("already holds skipped_rows"):
         RunFolder(str(tmp_path / "foreign")).check()
 
     settings: dict[str, Any] = {"data": {"test": str(test)}}
-    with pytest.raises(UserError, match=r"test\.csv, row 14.*\n.*data\.on_bad_rows: skip"):
+    with refused("test.csv, row 14", "data.on_bad_rows: skip"):
         evaluate_model(str(tmp_path / "straight"), settings, None, "fp32")[0]
     settings["data"]["on_bad_rows"] = "skip"
     capsys.readouterr()
@@ -276,12 +270,11 @@ POSITIONS = [[int(i % 2 == 0), int(i % 3 == 0), int(i % 5 == 0)] for i in range(
 
 
 def labelled(path: Path, cells: list[Any]) -> str:
-    path.write_text("".join(json.dumps({"text": f"text {i}", "label": cell}) + "\n" for i, cell in enumerate(cells)))
-    return str(path)
+    return str(write(path, {"text": [f"text {i}" for i in range(len(cells))], "label": cells}))
 
 
 @pytest.mark.parametrize("labels", [["1", "2", "3"], ["0", "1", "2"], ["10", "20", "30"], ["a", "b", "c"]])
-def test_positions_are_judged_by_themselves_whatever_the_labels_are_called(labels: list[str], tmp_path: Path) -> None:
+def test_indicators_do_not_depend_on_label_names(labels: list[str], tmp_path: Path) -> None:
     settings = {"name": "multi_label", "labels": labels}
     bad: list[Any] = ["other", ["other"], 5, [5], [1, 0], [1, 0, 2], [1, 0, None], [1, 1, 1, 1], [1, 0, None, 1]]
     for data in (POSITIONS, [*bad, *POSITIONS]):
@@ -293,7 +286,7 @@ def test_positions_are_judged_by_themselves_whatever_the_labels_are_called(label
         expected = list(range(1, len(bad) + 1)) if len(data) > len(POSITIONS) else []
         assert [row for role, row in skipped(splits) if role == "test"] == expected
         assert [row for role, row in skipped(splits) if role == "train"] == expected
-    with pytest.raises(UserError, match=f"{len(bad)} problems"):
+    with refused(f"{len(bad)} problems"):
         split({"train": source}, **settings)
 
 
@@ -326,11 +319,11 @@ def test_a_column_may_come_after_thousands_of_rows(first: dict[str, Any], ending
     if ending == ".parquet":
         pd.DataFrame(rows).to_parquet(source)
     else:
-        source.write_text("\n".join(map(json.dumps, rows)) if ending == ".jsonl" else json.dumps(rows))
+        write(source, "\n".join(map(json.dumps, rows)) if ending == ".jsonl" else rows)
     task = {"name": "translation", "source": "en", "target": "de"} if "translation" in first else {"name": "text_classification"}
     splits = split({"train": str(source), "on_bad_rows": "skip"}, **task)
     assert (sum(map(len, splits.rows.values())), len(splits.skipped)) == (30, 10_001)
-    with pytest.raises(UserError, match="there is no column 'other'"):
+    with refused("there is no column 'other'"):
         split({"train": str(source), "on_bad_rows": "skip"}, **task | {"text" if "label" in good[0] else "source": "other"})
 
 
@@ -344,24 +337,24 @@ def test_a_file_of_a_class_in_utf_16_is_a_bad_row(content: bytes, tmp_path: Path
     assert [(Path(bad.file).name, bad.row, bad.kind) for _, bad in splits.skipped] == [
         ("odd.txt", 0, "with bytes that are not in the encoding")
     ]
-    with pytest.raises(UserError, match=r"odd\.txt: .*UTF-16"):
+    with refused("odd.txt:", "UTF-16"):
         split({"train": str(tmp_path)})
 
 
-def test_a_class_with_one_row_is_refused_with_the_share_that_holds_it_out(tmp_path: Path) -> None:
+def test_a_class_with_one_row_is_refused_with_its_share(tmp_path: Path) -> None:
     source = str(write(tmp_path / "train.csv", [*sentiment_rows(60), ("a film", "rare")]))
     for held_out, other in (("test", "validation"), ("validation", "test")):
-        with pytest.raises(UserError, match=rf"row 62.*'rare'.*data\.{held_out}_share: 0") as error:
+        with refused("row 62", "'rare'", f"data.{held_out}_share: 0") as error:
             split({"train": source, f"{held_out}_share": 0.2, f"{other}_share": 0})
         assert f"{other}_share" not in str(error.value)
 
 
 def test_objects_in_a_json_file_may_be_named_jsonl(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"text": "a", "label": "x"}\ngarbage\n{"text": "b", "label": "y"}\n')
-    with pytest.raises(UserError, match=r"a\.json, row 2.*\.jsonl"):
+    with refused("a.json, row 2", ".jsonl"):
         split({"train": str(tmp_path / "a.json"), "on_bad_rows": "skip"})
     (tmp_path / "b.json").write_text('[{"text": "a", "label": "x"}, garbage]')
-    with pytest.raises(UserError, match=r"b\.json, row 2") as error:
+    with refused("b.json, row 2") as error:
         split({"train": str(tmp_path / "b.json"), "on_bad_rows": "skip"})
     assert ".jsonl" not in str(error.value)
 
@@ -372,10 +365,10 @@ def test_blank_lines_before_a_header_are_skipped(tmp_path: Path, capsys: pytest.
     splits = split({"train": str(source), "on_bad_rows": "skip"})
     assert [row for _, row in skipped(splits)] == [64]
     assert "the header is row 3" in capsys.readouterr().err
-    with pytest.raises(UserError, match="row 1: the line is blank"):
+    with refused("row 1: the line is blank"):
         split({"train": str(source)})
     source.write_text("\n\n\n")
-    with pytest.raises(UserError, match="the line is blank"):
+    with refused("the line is blank"):
         split({"train": str(source), "on_bad_rows": "skip"})
 
 
@@ -386,10 +379,10 @@ def test_blank_lines_before_a_header_are_skipped(tmp_path: Path, capsys: pytest.
         ({"name": "multi_label", "label": ["tox", "rare"]}, {"tox": "1", "rare": "1"}),
     ],
 )
-def test_a_label_whose_rows_were_skipped_is_said_to_be_among_them(task: dict[str, Any], cells: dict[str, str]) -> None:
+def test_a_label_of_skipped_rows_is_named(task: dict[str, Any], cells: dict[str, str]) -> None:
     good = [{"text": text, "label": label, "tox": int(label == "positive"), "rare": 0} for text, label in sentiment_rows(20)]
     frame = pd.DataFrame([*good, good[0] | cells | {"text": ""}])
-    with pytest.raises(UserError, match=r"no row of train has the label 'rare'.*1 row of train was skipped.*row 21.*empty"):
+    with refused("no row of train has the label 'rare'", "1 row of train was skipped", "row 21", "empty"):
         split({"train": frame, "on_bad_rows": "skip"}, **task)
 
 
@@ -421,13 +414,10 @@ def test_a_fault_of_the_whole_column_is_one_message(
     task: dict[str, Any], cells: list[str], facts: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "a.csv", [(f"text {i}", cell) for i, cell in enumerate(cells)])
-    with pytest.raises(UserError) as caught:
+    with refused(*facts) as error:
         split({"train": str(path)}, **task)
-    message = str(caught.value)
-    for fact in facts:
-        assert fact in message
-    assert (message.count("row 3"), message.count("on_bad_rows")) == (0, 0)
+    assert (str(error.value).count("row 3"), str(error.value).count("on_bad_rows")) == (0, 0)
     few = [(f"text {i}", cell if i < 25 else str(i)) for i, cell in enumerate(cells)]
     if task.get("name") == "regression":
-        with pytest.raises(UserError, match="25 problems"):  # these can be skipped, and are listed
+        with refused("25 problems"):  # these can be skipped, and are listed
             split({"train": str(write(tmp_path / "b.csv", few))}, **task)

@@ -9,18 +9,15 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from nlp_transfer import UserError, fine_tune
-from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.models.accelerator import make_accelerator
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder
 from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training.automatic_settings import resolve_settings, set_attention
-from tests.contract.test_strategies import TASKS, prepare
+from tests.builders import opened, prepared, refused
+from tests.contract.test_strategies import TASKS
 from tests.helpers.models import tiny_classifier
 from tests.helpers.seq2seq_models import PAIRS
 
@@ -37,13 +34,13 @@ def table(tokens: int = 9) -> TokenTable:
 def encoder_decoder(folder: Path) -> Any:
     target = train_tokenizer([pair[1] for pair in PAIRS], 300)
     return build_encoder_decoder(
-        Checkpoint.open(find_model(str(folder))), "encoder", target=target, decoder_layers=None, same_vocabulary=False,
+        opened(folder), "encoder", target=target, decoder_layers=None, same_vocabulary=False,
         warm_start=True, hidden_dropout=0, attention_dropout=0,
     )  # fmt: skip
 
 
 def with_own_head(folder: Path) -> Any:
-    return prepare(Checkpoint.open(find_model(str(folder))), TASKS["deep"], Strategy())[0]
+    return prepared(folder, TASKS["deep"]).model
 
 
 def is_innermost(part: Any) -> bool:
@@ -56,17 +53,13 @@ def chosen(tokens: int = 9, family: str = "bert", **training: Any) -> automatic_
 
 @CPU_ALONE
 def test_choices_are_printed_with_reasons_and_recorded(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    train: Any, sentiment: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     asked: list[str] = []
     monkeypatch.setattr(automatic_settings, "set_attention", lambda *a: asked.append(a[0]) or set_attention(*a))
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "validation_share": 0}, task="text_classification",
-        training={"max_steps": 1, "batch_size": "auto"}, output_dir=tmp_path / "run",
-    )  # fmt: skip
+    done = train(data={"train": sentiment["train"]}, training={"max_steps": 1, "batch_size": "auto", "precision": None})
     said = capsys.readouterr().err.splitlines()
     lines = [
         "precision fp32 (the CPU has no instructions for bf16)",
@@ -76,7 +69,7 @@ def test_choices_are_printed_with_reasons_and_recorded(
     ]
     assert [line for line in said if line in lines] == lines
     assert asked == ["auto"], "decided once"
-    recorded = yaml.safe_load((run.output_dir / "config.yaml").read_text())["training"]
+    recorded = yaml.safe_load((done.output_dir / "config.yaml").read_text())["training"]
     names = ("precision", "attention", "kernels", "batch_size")
     assert [recorded[name] for name in names] == ["fp32", "sdpa", "fast", 32]
 
@@ -92,7 +85,7 @@ def test_attention_follows_kernels_precision_and_length() -> None:
     ):
         assert (found.attention, found.reasons["attention"]) == ("sdpa", "transformers' default")
     assert chosen(attention="eager").reasons["attention"] == "as set"
-    with pytest.raises(UserError, match=r"found sdpa: deberta-v2 models .*; allowed: auto"):
+    with refused("found sdpa: deberta-v2 models", "; allowed: auto"):
         chosen(family="deberta-v2", attention="sdpa")
     assert chosen(family="deberta-v2").attention == chosen(family="deberta-v2", attention="eager").attention == "eager"
 
@@ -119,7 +112,7 @@ def test_kernels_and_gradient_checkpointing() -> None:
         "plain", "fast kernels do not support gradient checkpointing"
     )  # fmt: skip
     assert chosen(kernels="plain").reasons["kernels"] == "as set"
-    with pytest.raises(UserError, match="found fast"):
+    with refused("found fast"):
         chosen(kernels="fast", gradient_checkpointing=True)
 
 

@@ -8,10 +8,9 @@ import click
 import pytest
 import yaml
 
-from nlp_transfer import UserError
 from nlp_transfer.cli import cli
 from nlp_transfer.commands.completion import complete, is_document
-from tests.builders import sentiment_rows, write
+from tests.builders import refused, sentiment_rows, write
 
 ROWS = sentiment_rows(40)
 
@@ -50,26 +49,23 @@ def test_columns_are_found_by_their_usual_names(header: tuple[str, ...], expecte
 def test_two_languages_are_a_translation(header: tuple[str, ...], tmp_path: Path) -> None:
     source = table(tmp_path, header, *["word"] * len(header))
     if "score" in header:  # a label and two texts: which of them is learned cannot be told
-        with pytest.raises(UserError, match=r"--task.text"):
+        with refused("--task.text"):
             complete({"model": "m", "data": {"train": source}})
         return
     document, _ = complete({"model": "m", "data": {"train": source}})
     assert document["task"] == {"name": "translation", "source": header[0], "target": header[1]}
-    with pytest.raises(UserError, match=r"model: is required"):  # no default: it depends on the languages
+    with refused("model: is required"):  # no default: it depends on the languages
         complete({"data": {"train": source}})
 
 
-def test_what_cannot_be_told_is_listed_with_examples_and_the_flags_to_add(tmp_path: Path) -> None:
+def test_unclear_columns_are_listed_with_the_flags_to_add(tmp_path: Path) -> None:
     source = table(tmp_path, ("id", "beschreibung", "kategorie"), 7, "ein Film", "gut")
-    with pytest.raises(UserError) as caught:
+    with refused("id", "'7'", "beschreibung", "'ein Film'", "kategorie", "'gut'", "--task.text", "--task.label"):
         complete({"data": {"train": source}})
-    for fact in ("id", "'7'", "beschreibung", "'ein Film'", "kategorie", "'gut'", "--task.text", "--task.label"):
-        assert fact in str(caught.value)
     two = table(tmp_path, ("review", "comment", "label"), "a", "b", "c", name="two.csv")
-    with pytest.raises(UserError) as caught:
+    with refused("--task.text") as error:
         complete({"data": {"train": two}})
-    assert "--task.text" in str(caught.value)
-    assert "--task.label" not in str(caught.value)
+    assert "--task.label" not in str(error.value)
     document, _ = complete({"data": {"train": two}, "task": {"text": "comment"}})
     assert document["task"] == {"name": "text_classification", "text": "comment", "label": "label"}
 
@@ -101,7 +97,7 @@ def test_many_different_numbers_are_no_classes_unless_said_so(cells: list[Any], 
     if sure:
         assert complete({"data": {"train": source}})[0]["task"]["name"] == "text_classification"
         return
-    with pytest.raises(UserError, match=r"--task.name regression.*--task.name text_classification"):
+    with refused("--task.name regression", "--task.name text_classification"):
         complete({"data": {"train": source}})
     for name in ("regression", "text_classification"):
         assert complete({"data": {"train": source}, "task": {"name": name}})[0]["task"]["label"] == "score"
@@ -147,7 +143,7 @@ def test_a_run_without_a_yaml_file(
     assert Path(config["data"]["train"]).name == "reviews.csv"
     if form == "table":
         assert "not used: id" in " ".join(capsys.readouterr().err.split())
-        with pytest.raises(UserError, match="finished run"):
+        with refused("finished run"):
             command("train", "reviews.csv", *flags)
 
 
@@ -156,9 +152,9 @@ def test_train_without_anything_shows_its_help() -> None:
         command("train")
     shown = caught.value.format_message()
     assert shown.count("nlp-transfer train ") >= 3
-    with pytest.raises(UserError, match=r"b.csv.*one FILE"):
+    with refused("b.csv", "one FILE"):
         command("train", "a.csv", "b.csv")
-    with pytest.raises(UserError, match=r"nope.csv: there is no such file"):
+    with refused("nope.csv: there is no such file"):
         command("train", "nope.csv")
 
 
@@ -182,10 +178,8 @@ def numbers(form: str, different: int, rows: int = 300) -> list[str]:
 )
 def test_all_rows_decide_whether_labels_are_asked_about(cells: list[str], facts: tuple[str, ...], tmp_path: Path) -> None:
     source = table(tmp_path, ("text", "label"), "a film", cells)
-    with pytest.raises(UserError) as caught:
+    with refused(*facts):
         complete({"data": {"train": source}})
-    for fact in facts:
-        assert fact in str(caught.value)
     asked: list[str] = []
     task = complete({"data": {"train": source}}, lambda question, choices: asked.append(question) or choices[-1])[0]["task"]
     assert (task["name"], len(asked)) == ("text_classification", 1)
@@ -214,7 +208,7 @@ def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
         source = table(tmp_path, header, *["word"] * 3)
         assert complete({"data": {"train": source}})[0]["task"]["text"] == expected
     source = table(tmp_path, ("Text", "TEXT", "label"), *["word"] * 3)
-    with pytest.raises(UserError, match=r"(?s)'Text' and 'TEXT'.*--task.text"):
+    with refused("'Text' and 'TEXT'", "--task.text"):
         complete({"data": {"train": source}})
     assert complete({"data": {"train": source}, "task": {"text": "TEXT"}})[0]["task"]["text"] == "TEXT"
 
@@ -229,11 +223,9 @@ def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
 )
 def test_settings_are_checked_before_columns_are_asked_for(task: Any, facts: tuple[str, ...], tmp_path: Path) -> None:
     source = table(tmp_path, ("a", "b"), "word", "x")
-    with pytest.raises(UserError) as caught:
+    with refused(*facts) as error:
         complete({"data": {"train": source}, "task": task})
-    for fact in facts:
-        assert fact in str(caught.value)
-    assert "cannot tell from the column names" not in str(caught.value)
+    assert "cannot tell from the column names" not in str(error.value)
 
 
 def test_a_missing_name_and_lists_of_label_columns(tmp_path: Path) -> None:
@@ -247,7 +239,7 @@ def test_a_missing_name_and_lists_of_label_columns(tmp_path: Path) -> None:
 def test_broken_rows_can_be_skipped_without_a_file_of_settings(tmp_path: Path) -> None:
     source = table(tmp_path, ("text", "label"), "word", "x")
     Path(source).write_text(Path(source).read_text() + "a,b,c,d\n")
-    with pytest.raises(UserError, match="found 4 cells"):
+    with refused("found 4 cells"):
         complete({"data": {"train": source}})
     task = complete({"data": {"train": source, "on_bad_rows": "skip"}})[0]["task"]
     assert (task["text"], task["label"]) == ("text", "label")
@@ -256,10 +248,8 @@ def test_broken_rows_can_be_skipped_without_a_file_of_settings(tmp_path: Path) -
 def test_texts_without_labels_beside_named_labels(tmp_path: Path) -> None:
     source = table(tmp_path, ("text",), "word")
     for document in ({"task": {"labels": ["a", "b"]}}, {"strategy": {"name": "zero_shot", "labels": {"a": "b"}}}):
-        with pytest.raises(UserError) as caught:
+        with refused("data.unlabelled", "nlp-transfer predict", "--task.label"):
             complete({"data": {"train": source}, **document})
-        for fact in ("data.unlabelled", "nlp-transfer predict", "--task.label"):
-            assert fact in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -273,16 +263,14 @@ def test_a_file_that_is_neither_settings_nor_a_table(name: str, facts: tuple[str
     (tmp_path / name).write_text(
         '{"text": "a: b", "label": "x"}\n{"text": "b"}\n' if "json" in name else "text\tlabel\na: b\tc: d\n"
     )
-    with pytest.raises(UserError) as caught:
+    with refused(name, *facts):
         command("train", tmp_path / name)
-    for fact in (name, *facts):
-        assert fact in str(caught.value)
 
 
 def test_compare_takes_flags_alone(tmp_path: Path) -> None:
     source = table(tmp_path, ("a", "b"), "word", "x")
     for arguments in (["--data.train", source, "--strategies", "full"], ["--strategies", "full", "--data.train", source]):
-        with pytest.raises(UserError, match=r"--task.text COLUMN --task.label COLUMN"):
+        with refused("--task.text COLUMN --task.label COLUMN"):
             command("compare", *arguments)
 
 
@@ -290,8 +278,7 @@ def test_predict_refuses_the_name_of_a_file_as_a_text(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "un.csv").write_text("text\na\n")
     for text in ("un.csv", "missing.csv", str(tmp_path / "un.csv")):
-        with pytest.raises(UserError) as caught:
+        with refused(f"--input {text}"):
             command("predict", "runs/none", text)
-        assert f"--input {text}" in str(caught.value)
-    with pytest.raises(UserError, match=r"no folder .*none"):
+    with refused("no folder", "none"):
         command("predict", "runs/none", "A good film. See un.csv")

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from nlp_transfer.run.document import merge, parse_overrides, read_document
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.schema import DataConfig, RunConfig, TrainingConfig, settings_help
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.utils.errors import SHOWN, Problems, UserError, did_you_mean, shorten
+from tests.builders import refused, write
 
 BASE: dict[str, Any] = {
     "model": "m",
@@ -27,10 +27,7 @@ def merged(*flags: str, base: dict[str, Any] = BASE) -> dict[str, Any]:
 
 def test_yaml_flags_and_keywords_give_the_same_run(tmp_path: Path) -> None:
     wanted = BASE | {"training": {"epochs": 5, "learning_rate": 2e-4, "class_weights": {"a": 1.0, "b": 2.0}}}
-    whole = tmp_path / "whole.yaml"
-    whole.write_text(yaml.safe_dump(wanted))
-    short = tmp_path / "short.yaml"
-    short.write_text(yaml.safe_dump(BASE))
+    whole, short = write(tmp_path / "whole.yaml", wanted), write(tmp_path / "short.yaml", BASE)
     flags = ["--training.epochs", "5", "--training.learning_rate=2e-4", "--training.class_weights", "{a: 1, b: 2}"]
     document, notes = merge(read_document(short), parse_overrides(flags))
     runs = [resolve(whole), resolve(document), resolve(short, training=wanted["training"]), resolve(**wanted), resolve(wanted)]
@@ -102,7 +99,7 @@ def test_lists_of_strategies_are_reached_by_position() -> None:
     assert merged("--strategy.0.r", "8", base=base)["strategy"][0] == {"name": "full", "r": 8}
     assert merged("--strategy.0", "lora", base=base)["strategy"][0] == "lora"
     for flag in ("--strategy.2.r", "--strategy.x", "--strategy.name"):
-        with pytest.raises(UserError, match="allowed: a position from 0 to 1"):
+        with refused("allowed: a position from 0 to 1"):
             merged(flag, "8", base=base)
 
 
@@ -113,14 +110,9 @@ def test_separator_and_column_names_come_through() -> None:
 
 
 def test_every_problem_is_listed_at_once() -> None:
-    document = BASE | {
-        "training": {"epoch": 1, "batch_size": 0, "warmup": -1},
-        "task": {"name": "regression", "txt": 1},
-        "modl": 1,
-    }
-    with pytest.raises(UserError) as error:
-        resolve(document)
-    assert str(error.value).startswith("settings: 5 problems")
+    training = {"epoch": 1, "batch_size": 0, "warmup": -1}
+    with refused("settings: 5 problems") as error:
+        resolve(BASE | {"training": training, "task": {"name": "regression", "txt": 1}, "modl": 1})
     for name in ("training.epoch:", "training.batch_size:", "training.warmup:", "task.txt:", "modl:"):
         assert str(error.value).count(f"- {name}") == 1
 

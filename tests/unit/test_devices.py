@@ -14,37 +14,33 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, modeling_utils
 from transformers.integrations.flash_attention import get_target_dtype
 
-from nlp_transfer import UserError, fine_tune, load_predictor
-from nlp_transfer.data.sources import find_model
+from nlp_transfer import load_predictor
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.kernels.sparse_adamw import SparseAdamWTable
 from nlp_transfer.models import accelerator
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.saved_models.save import _compare
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Strategy
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.training import step as optimizer_step
 from nlp_transfer.training.automatic_settings import resolve_kernels
-from tests.contract.test_strategies import TASKS, prepare
-from tests.equivalence.test_resume import Killed, die_after
+from tests.builders import prepared, refused, run, stopped_at
+from tests.contract.test_strategies import TASKS
 from tests.helpers.models import tiny_classifier
 
 pytestmark = pytest.mark.model
 
-Run = Callable[..., Any]
+Train = Callable[..., Any]
 
 
 @pytest.fixture
-def run(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> Run:
-    def run(name: str, family: str = "bert", **training: Any) -> Any:
-        return fine_tune(
-            model=str(tiny[family]), data={"train": str(sentiment["train"])}, task="text_classification",
-            training={"max_steps": 6, "batch_size": 8, "checkpoint_every": 2, **training}, output_dir=str(tmp_path / name),
-        )  # fmt: skip
+def train(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> Train:
+    def train(name: str, **training: Any) -> Any:
+        training = {"max_steps": 6, "batch_size": 8, "checkpoint_every": 2, **training}
+        data = {"train": sentiment["train"], "validation_share": 0.1}
+        return run(model=tiny["bert"], data=data, training=training, output_dir=tmp_path / name)
 
-    return run
+    return train
 
 
 @pytest.fixture
@@ -73,13 +69,11 @@ def flash_attention(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 
 @pytest.mark.parametrize("strategy", ["full", "lora"])
 def test_flash_attention_is_replaced_for_saving(
-    strategy: str, run: Run, flash_attention: list[torch.dtype], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
+    strategy: str, flash_attention: list[torch.dtype], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
 ) -> None:
-    trained = fine_tune(
-        model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "validation_share": 0}, task="text_classification",
-        strategy=strategy, training={"max_steps": 4, "attention": "flash_attention_2", "precision": "bf16", "kernels": "plain"},
-        output_dir=str(tmp_path / "run"),
-    )  # fmt: skip
+    training = {"max_steps": 4, "attention": "flash_attention_2", "precision": "bf16", "kernels": "plain"}
+    data = {"train": sentiment["train"]}
+    trained = run(model=tiny["bert"], data=data, strategy=strategy, training=training, output_dir=tmp_path / "run")
     assert set(flash_attention) == {torch.bfloat16}, "it has trained with it, and nothing else was given to it"
     recorded = yaml.safe_load((trained.output_dir / "config.yaml").read_text())["training"]
     assert recorded["attention"] == "flash_attention_2"
@@ -89,9 +83,9 @@ def test_flash_attention_is_replaced_for_saving(
     assert load_predictor(trained.output_dir)(["a good film"])[0]["prediction"] in ("negative", "positive")
 
 
-def test_flash_attention_in_fp32_is_refused_before_training(run: Run, flash_attention: list[torch.dtype], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"training\.attention: found flash_attention_2.*fp32"):
-        run("run", attention="flash_attention_2", precision="fp32")
+def test_flash_attention_in_fp32_is_refused(train: Train, flash_attention: list[torch.dtype], tmp_path: Path) -> None:
+    with refused("training.attention: found flash_attention_2", "fp32"):
+        train("run", attention="flash_attention_2", precision="fp32")
     assert not (tmp_path / "run").exists()
     assert flash_attention == []
 
@@ -107,7 +101,7 @@ def test_comparison_restores_the_attention(flash_attention: list[torch.dtype], t
     assert flash_attention == []
 
 
-def test_cudnn_attention_is_not_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnn_attention_is_not_used(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[bool]] = {"train": set(), "predict": set()}
     original = F.scaled_dot_product_attention
     now = "train"
@@ -120,7 +114,7 @@ def test_cudnn_attention_is_not_used(run: Run, monkeypatch: pytest.MonkeyPatch) 
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(True)
     try:
-        trained = run("run", kernels="plain", precision="fp32", max_steps=2)
+        trained = train("run", kernels="plain", precision="fp32", max_steps=2)
         now = "predict"
         monkeypatch.setattr("nlp_transfer.inference.batched_prediction.fast_inference", lambda *_: torch.inference_mode())
         load_predictor(trained.output_dir, precision="bf16")(["a good film"])
@@ -152,17 +146,19 @@ def test_fast_kernels_fall_back_off_the_cpu(kind: str, asked: dict[str, Any]) ->
     ],
 )
 def test_resuming_with_other_kernels_and_attention(
-    first: dict[str, Any], second: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    first: dict[str, Any],
+    second: dict[str, Any],
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(optimizer_step, "MIN_SPARSE_ROWS", 8)  # the embeddings of the tiny model are moved by rows too
     fixed = {"precision": "fp32", "dropout": 0, "attention_dropout": 0, "learning_rate": 1e-3}
-    straight = run("straight", **fixed, **first)
-    with monkeypatch.context() as patch:
-        die_after(patch, 2)
-        with pytest.raises(Killed):
-            run("broken", **fixed, **first)
+    straight = train("straight", **fixed, **first)
+    with stopped_at(2):
+        train("broken", **fixed, **first)
     capsys.readouterr()
-    resumed = run("broken", **fixed, **second)
+    resumed = train("broken", **fixed, **second)
     said = capsys.readouterr().err
     assert f"kernels {first['kernels']} before, {second['kernels']} now" in said
     assert "(step 4)" in said
@@ -272,7 +268,7 @@ def test_other_errors_are_not_out_of_memory(error: BaseException) -> None:
 def test_evaluation_remembers_the_batch_size_limit(
     tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, task, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], Strategy())
+    model, task, table, *_ = prepared(tiny["bert"], TASKS["single"])
     assert len(table) >= 16
     expected, _ = predict_table(model, task, table, batch_size=8)
     original, failed, most = TextClassification.predict_batch, [], []
@@ -304,7 +300,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match=r"process 2 .* 1 CUDA GPU;.*nproc_per_node 1"):
+    with refused("process 2", "1 CUDA GPU", "nproc_per_node 1"):
         accelerator._check_gpu_count()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     accelerator._check_gpu_count()

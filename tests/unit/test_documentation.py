@@ -297,7 +297,7 @@ def test_every_document_is_linked_from_the_readme() -> None:
     assert [path.name for path in (ROOT / "docs").glob("*.md") if f"(docs/{path.name})" not in readme] == []
 
 
-def test_every_part_of_the_package_is_in_the_table_of_contributing() -> None:
+def test_every_part_of_the_package_is_in_contributing() -> None:
     spans = set(SPAN.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     named = {span.removeprefix("nlp_transfer/").partition("/")[0] for span in spans}
     parts = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from nlp_transfer.data.sources import find_model
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
+from tests.builders import opened
 from tests.helpers import strategies
 from tests.helpers.models import FAMILIES
 
@@ -25,7 +24,7 @@ OFF = {"dropout": 0, "attention_dropout": 0}
 
 def built(checkpoint: Path, head: Any, **training: Any) -> nn.Module:
     task: Any = task_from(SINGLE | {"labels": ["a", "b"], "head": head})
-    model: nn.Module = task.build_model(Checkpoint.open(find_model(str(checkpoint))), TrainingConfig(**training))
+    model: nn.Module = task.build_model(opened(checkpoint), TrainingConfig(**training))
     return model
 
 
@@ -57,7 +56,7 @@ def test_dropout_of_the_head_overrides(own: Any, training: Any, expected: float,
 def test_dropout_reaches_a_saved_custom_head(tiny: dict[str, Path], tmp_path: Path) -> None:
     model: Any = built(tiny["bert"], OWN)
     model.save_pretrained(tmp_path)
-    Checkpoint.open(find_model(str(tiny["bert"]))).tokenizer.save_pretrained(tmp_path)
+    opened(tiny["bert"]).tokenizer.save_pretrained(tmp_path)
     assert rates(built(tmp_path, None, **OFF)) == {0.0}
     assert head_rates(built(tmp_path, None)) == {0.1}
 

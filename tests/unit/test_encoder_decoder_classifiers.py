@@ -20,6 +20,7 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.models.layers import Layers, find_layers, has_decoder
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.settings import registry
+from tests.builders import edit, refused, run, write
 from tests.helpers.classifiers import ENCODER_DECODERS, save_encoder_decoder
 from tests.helpers.seq2seq_models import save_tiny_seq2seq
 from tests.helpers.strategies import IMPOSSIBLE, TASKS, document, files
@@ -40,14 +41,14 @@ def bases(folder: Path) -> dict[str, Path]:
     return {family: save_encoder_decoder(family, folder / family) for family in ENCODER_DECODERS}
 
 
-def run(model: Path, folder: Path, output: Path, strategy: Any = "full", task: Any = "single", **training: Any) -> Path:
+def train(model: Path, folder: Path, output: Path, strategy: Any = "full", task: Any = None, **training: Any) -> Path:
     data = files(folder / "data")
-    return fine_tune(
-        model=str(model),
-        data={"train": data["train"], "test": data["test"], "validation_share": 0},
-        task=TASKS[task] if isinstance(task, str) else task,
+    return run(
+        model=model,
+        data={"train": data["train"], "test": data["test"]},
+        task=task or TASKS["single"],
         strategy=strategy,
-        training={"max_steps": 2, "batch_size": 16, "precision": "fp32", "learning_rate": 2e-3} | training,
+        training={"batch_size": 16, "learning_rate": 2e-3} | training,
         output_dir=output,
     ).output_dir
 
@@ -75,7 +76,7 @@ def answers_alone(folder: Path) -> None:
 def test_what_was_trained_is_a_classifier(
     family: str, strategy: str, bases: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
-    output = run(bases[family], folder, tmp_path / "run", strategy)
+    output = train(bases[family], folder, tmp_path / "run", strategy)
     answers_alone(output)
     assert json.loads((output / "result.json").read_text())["plain"] is True
     (output / "model/nlp_transfer.json").unlink()
@@ -86,15 +87,10 @@ def test_what_was_trained_is_a_classifier(
 
 @pytest.mark.parametrize("family", ["bart", "t5"])
 def test_it_learns_its_rows(family: str, bases: dict[str, Path], folder: Path, tmp_path: Path) -> None:
-    train = files(folder / "data")["train"]
-    found = fine_tune(
-        model=str(bases[family]),
-        data={"train": train, "test": train, "validation_share": 0},
-        task=TASKS["single"],
-        training={"max_steps": 40, "precision": "fp32", "learning_rate": 2e-3, "dropout": 0, "attention_dropout": 0},
-        output_dir=tmp_path / "run",
-    )
-    assert found.metrics["test"]["accuracy"] > 0.95
+    rows = files(folder / "data")["train"]
+    training = {"max_steps": 40, "learning_rate": 2e-3, "dropout": 0, "attention_dropout": 0}
+    done = run(model=bases[family], data={"train": rows, "test": rows}, training=training, output_dir=tmp_path / "run")
+    assert done.metrics["test"]["accuracy"] > 0.95
 
 
 @pytest.mark.parametrize("strategy", registry.names("strategy"))
@@ -128,23 +124,20 @@ def test_depth_counts_through_the_encoder_and_then_the_decoder(bases: dict[str, 
 @pytest.mark.parametrize("family", ["marian", "m2m100"])
 def test_a_family_without_a_classifier_is_refused_by_name(family: str, folder: Path, tmp_path: Path) -> None:
     model = save_tiny_seq2seq(family, tmp_path / "base")
-    with pytest.raises(UserError, match="m2m_100" if family == "m2m100" else family):
-        run(model, folder, tmp_path / "run")
+    with refused("m2m_100" if family == "m2m100" else family):
+        train(model, folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_tokenizer_that_adds_no_end_token_is_refused(bases: dict[str, Path], folder: Path, tmp_path: Path) -> None:
     base = save_encoder_decoder("bart", tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"eos_token_id": 40}))
-    with pytest.raises(UserError, match=r"bart .* end token 40"):
-        run(base, folder, tmp_path / "run")
+    edit(base / "config.json", eos_token_id=40)
+    with refused("bart ", "end token 40"):
+        train(base, folder, tmp_path / "run")
 
 
 def test_an_end_token_that_a_text_spells_out_is_text(bases: dict[str, Path], folder: Path, tmp_path: Path) -> None:
-    predictor = load_predictor(
-        run(bases["bart"], folder, tmp_path / "run", task={"name": "text_classification", "max_length": 8})
-    )
+    predictor = load_predictor(train(bases["bart"], folder, tmp_path / "run", task={"max_length": 8}))
     long = "good [SEP] " * 20  # truncated, and yet with an end
     texts = ["a [SEP] good film", "a film", long]
     assert len(predictor(texts)) == 3
@@ -157,9 +150,7 @@ def saved_as(base: Path, folder: Path, auto_class: Any, **config: Any) -> Path:
     with quiet():
         auto_class.from_pretrained(base).save_pretrained(folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    return folder
+    return edit(folder / "config.json", **config).parent
 
 
 @pytest.mark.parametrize("family", ["bart", "t5"])
@@ -170,22 +161,22 @@ def test_a_classifier_from_elsewhere_is_no_translator(family: str, bases: dict[s
     assert 0 < answer["probability"] < 1
 
 
-def test_an_encoder_decoder_that_does_not_say_what_it_is_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_an_encoder_decoder_of_unknown_kind_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
     saved = saved_as(bases["bart"], tmp_path / "saved", AutoModelForSequenceClassification, architectures=None)
-    with pytest.raises(UserError, match="architectures"):
+    with refused("architectures"):
         load_predictor(saved)
 
 
 def test_a_head_for_questions_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
     saved = saved_as(bases["bart"], tmp_path / "saved", AutoModelForQuestionAnswering)
-    with pytest.raises(UserError, match="BartForQuestionAnswering"):
+    with refused("BartForQuestionAnswering"):
         load_predictor(saved)
 
 
-def test_a_record_of_a_translation_beside_a_classifier_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_a_translation_record_beside_a_classifier_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
     saved = saved_as(bases["bart"], tmp_path / "saved", AutoModelForSequenceClassification)
     (saved / "nlp_transfer.json").write_text(json.dumps({"settings": {"name": "translation", "architecture": "seq2seq"}}))
-    with pytest.raises(UserError, match="BartForSequenceClassification"):
+    with refused("BartForSequenceClassification"):
         load_predictor(saved)
 
 
@@ -202,20 +193,18 @@ def test_half_of_an_encoder_decoder_is_no_classifier(
     (place / "model.safetensors").unlink()
     half(config).save_pretrained(place)
     if says_it_is_whole:
-        change = json.loads((place / "config.json").read_text()) | {"is_encoder_decoder": True}
-        (place / "config.json").write_text(json.dumps(change))
-    with pytest.raises(UserError, match="decoder"):
-        run(place, folder, tmp_path / "run")
+        edit(place / "config.json", is_encoder_decoder=True)
+    with refused("decoder"):
+        train(place, folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_translation_model_made_from_an_encoder_is_no_classifier(tiny: dict[str, Path], folder: Path, tmp_path: Path) -> None:
-    rows = [{"source": text, "target": text.upper()} for text in TEXTS * 4]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    translator = fine_tune(
-        model=str(tiny["bert"]), data={"train": str(tmp_path / "pairs.jsonl"), "validation_share": 0},
-        task={"name": "translation", "target_vocabulary": 300}, training={"max_steps": 1}, output_dir=tmp_path / "translator",
+def test_a_translation_model_of_an_encoder_is_no_classifier(tiny: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    pairs = write(tmp_path / "pairs.jsonl", [{"source": text, "target": text.upper()} for text in TEXTS * 4])
+    translator = run(
+        model=tiny["bert"], data={"train": pairs}, task={"name": "translation", "target_vocabulary": 300},
+        training={"max_steps": 1}, output_dir=tmp_path / "translator",
     )  # fmt: skip
-    with pytest.raises(UserError, match="encoder-decoder"):
-        run(translator.output_dir / "model", folder, tmp_path / "run")
+    with refused("encoder-decoder"):
+        train(translator.output_dir / "model", folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()

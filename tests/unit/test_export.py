@@ -13,37 +13,27 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer import load_predictor
 from nlp_transfer.report.language_codes import language_code
 from nlp_transfer.report.model_card import write_card
 from nlp_transfer.saved_models.save import save_model
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.atomic_files import write_json
-from tests.builders import write
+from tests.builders import edit, refused, run, write
 from tests.helpers.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
 
 
 @pytest.fixture
-def saved(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> Path:
-    run = fine_tune(
-        model=str(tiny["bert"]),
-        data={"train": str(sentiment["train"]), "validation_share": 0},
-        task="text_classification",
-        training={"max_steps": 1},
-        output_dir=tmp_path / "run",
-    )
-    return run.output_dir / "model"
-
-
-def change(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+def saved(train: Any, sentiment: dict[str, Path]) -> Path:
+    folder: Path = train(data={"train": sentiment["train"]}, training={"max_steps": 1}).output_dir
+    return folder / "model"
 
 
 def test_swapped_labels_are_refused(saved: Path) -> None:
-    change(saved / "config.json", id2label={"0": "positive", "1": "negative"}, label2id={"positive": 0, "negative": 1})
-    with pytest.raises(UserError, match="predictions would have wrong labels"):
+    edit(saved / "config.json", id2label={"0": "positive", "1": "negative"}, label2id={"positive": 0, "negative": 1})
+    with refused("predictions would have wrong labels"):
         load_predictor(saved)
 
 
@@ -54,13 +44,13 @@ def test_foreign_classifier_predicts_its_labels(saved: Path) -> None:
 
 
 def test_encoder_without_head_is_refused(tiny: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match="Fine-tune it first"):
+    with refused("Fine-tune it first"):
         load_predictor(tiny["bert"])
 
 
 def test_record_of_another_program_is_refused(saved: Path) -> None:
     (saved / "nlp_transfer.json").write_text("{}")
-    with pytest.raises(UserError, match="is it a file of this toolkit"):
+    with refused("is it a file of this toolkit"):
         load_predictor(saved)
 
 
@@ -89,13 +79,9 @@ def test_no_local_path_is_saved(saved: Path, tiny: dict[str, Path]) -> None:
 def test_card_escapes_markup(tmp_path: Path) -> None:
     task = TextClassification(labels=["a`b", "|c|\n# d", "<script>"], max_length=8)
     result = {
-        "model": "folder/<b>x</b>",
-        "strategy": {"name": "full"},
-        "metrics": {"test": {"accuracy": 0.5, "loss": 1.0}},
-        "plain": True,
-        "seed": 0,
-        "versions": {"torch": "2"},
-    }
+        "model": "folder/<b>x</b>", "strategy": {"name": "full"}, "metrics": {"test": {"accuracy": 0.5, "loss": 1.0}},
+        "plain": True, "seed": 0, "versions": {"torch": "2"},
+    }  # fmt: skip
     write_card(tmp_path, task, result, {"train": "x: {y}: `z`.csv", "test": None, "rows": {"train": 3, "test": 1}}, {"epochs": 3})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.eval_results is not None
@@ -138,18 +124,18 @@ TRANSLATORS = ["bert", "marian", "marian-multilingual"]
 def translators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of both architectures that know some pairs by heart, and one of a family that wants the language in its input."""
     folder = tmp_path_factory.mktemp("translators")
-    pairs = str(write(folder / "pairs.csv", list(PAIRS), ("source", "target")))
+    pairs = write(folder / "pairs.csv", PAIRS, ("source", "target"))
     given = {"bert": {"source_language": "eng_Latn", "target_language": "de-DE"}} | {
         name: languages(name) for name in TRANSLATORS[1:]
     }
     for name in TRANSLATORS:
-        fine_tune(
-            model=str(save_tiny_seq2seq(name, folder / name)),
+        run(
+            model=save_tiny_seq2seq(name, folder / name),
             data={"train": pairs, "validation": pairs},
             task={"name": "translation", "beams": 2, "length_penalty": 0.8, **given[name]},
             training={
                 "max_steps": 60, "evaluate_every": 60, "learning_rate": 1e-2, "label_smoothing": 0, "dropout": 0,
-                "attention_dropout": 0, "precision": "fp32",
+                "attention_dropout": 0,
             },
             output_dir=folder / f"{name}-run",
         )  # fmt: skip

@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.data.sources import find_model
+from nlp_transfer import load_predictor
 from nlp_transfer.models import cached_features
 from nlp_transfer.models.cached_features import CachePoint, cache_tables
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.feature_replay import check_replay, disable_replay, enable_replay
 from nlp_transfer.models.layers import find_layers
-from nlp_transfer.strategies import strategy_from
-from nlp_transfer.utils.errors import UserError
-from tests.contract.test_strategies import TASKS, prepare
+from tests.builders import columns, prepared, run, write
+from tests.contract.test_strategies import TASKS
 from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
@@ -27,8 +24,8 @@ FAMILY = TASKS["single"] | {"head": "family"}
 HEADS = {"family": FAMILY, "deep": TASKS["deep"], "mix": MIX}
 
 
-def make(folder: Path, task: dict[str, Any], strategy: dict[str, Any]) -> Any:
-    model, _, table, _ = prepare(Checkpoint.open(find_model(str(folder))), task, strategy_from(strategy))
+def make(folder: Path, task: Any, strategy: Any) -> Any:
+    model, _, table, *_ = prepared(folder, task, strategy)
     return model.eval(), table
 
 
@@ -86,21 +83,16 @@ def test_cached_layer_states_give_the_live_logits(family: str, tiny: dict[str, P
 def test_training_on_cached_and_live_features_is_equal(
     strategy: dict[str, Any], task: Any, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tests.builders import sentiment_rows, write
-
-    pairs = sentiment_rows(60)
-    tags = ("even", "odd|even", "")
-    rows = [(text, pairs[-i - 1][0], label, tags[i % 3], i % 5) for i, (text, label) in enumerate(pairs)]
-    source = write(tmp_path / "train.csv", rows, ("text", "other", "label", "tags", "score"))
+    source = write(tmp_path / "train.csv", columns(60))
     found = {}
     for cache in ("none", "memory", "disk"):
-        run = fine_tune(
-            model=str(tiny["bert"]), data={"train": str(source), "validation_share": 0.2}, task=task,
-            strategy=strategy | {"cache": cache}, output_dir=str(tmp_path / cache),
-            training={"epochs": 3, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-2, "logging_steps": 1},
+        done = run(
+            model=tiny["bert"], data={"train": source, "validation_share": 0.2}, task=task,
+            strategy=strategy | {"cache": cache}, output_dir=tmp_path / cache,
+            training={"epochs": 3, "batch_size": 16, "learning_rate": 1e-2},
         )  # fmt: skip
-        found[cache] = {name: value.clone() for name, value in load_predictor(run.output_dir).model.named_parameters()}
-        assert run.result["train"]["steps"] == 9
+        found[cache] = {name: value.clone() for name, value in load_predictor(done.output_dir).model.named_parameters()}
+        assert done.result["train"]["steps"] == 9
     for cache in ("memory", "disk"):
         for name, value in found["none"].items():
             assert torch.allclose(value, found[cache][name], atol=1e-5), (cache, name)
@@ -161,13 +153,12 @@ def test_interrupted_file_is_not_reused(tiny: dict[str, Path], monkeypatch: pyte
 def test_logistic_regression_equals_scikit_learn(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "test": str(sentiment["test"]), "validation_share": 0},
-        task="text_classification", strategy={"name": "features", "classifier": "logistic_regression", "regularization": 0.5},
-        training={"precision": "fp32"}, output_dir=str(tmp_path / "run"),
+    done = run(
+        model=tiny["bert"], data=sentiment, output_dir=tmp_path / "run",
+        strategy={"name": "features", "classifier": "logistic_regression", "regularization": 0.5},
     )  # fmt: skip
-    assert run.result["train"]["steps"] == 0
-    predictor = run.predictor()
+    assert done.result["train"]["steps"] == 0
+    predictor = done.predictor()
     vectors, labels = {}, {}
     for split, path in sentiment.items():
         lines = [line.rsplit(",", 1) for line in path.read_text().splitlines()[1:]]
@@ -182,27 +173,3 @@ def test_logistic_regression_equals_scikit_learn(tiny: dict[str, Path], sentimen
     for answer, row in zip(ours, wanted, strict=True):
         assert answer["probability:negative"] == pytest.approx(row[0], abs=2e-3)
         assert answer["probability:positive"] == pytest.approx(row[1], abs=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("strategy", "task", "training", "message"),
-    [
-        ({"classifier": "logistic_regression"}, {"name": "regression", "label": "score"}, {}, "a regression has no classes"),
-        ({"classifier": "logistic_regression"}, TASKS["deep"], {}, "task.head.hidden"),
-        ({}, TASKS["translation"], {}, "frozen_layers: all"),
-        ({}, TASKS["single"], {"augment": {"drop": 0.1}}, "training.augment"),
-    ],
-)
-def test_invalid_combinations_are_refused(
-    strategy: dict[str, Any], task: dict[str, Any], training: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path
-) -> None:
-    from tests.builders import sentiment_rows, write
-
-    rows = [(text, text[::-1], label, i) for i, (text, label) in enumerate(sentiment_rows(20))]
-    source = write(tmp_path / "train.csv", rows, ("text", "other", "label", "score"))
-    with pytest.raises(UserError, match=message):
-        fine_tune(
-            model=str(tiny["bert"]), data={"train": str(source)}, task=task, strategy={"name": "features"} | strategy,
-            training=training, output_dir=str(tmp_path / "run"),
-        )  # fmt: skip
-    assert not (tmp_path / "run").exists()

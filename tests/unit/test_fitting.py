@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
-from nlp_transfer import fine_tune
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training import batch_size
 from nlp_transfer.training.automatic_settings import resolve_settings
-from tests.builders import sentiment_rows, write
+from tests.builders import run, sentiment_rows, write
 from tests.helpers.models import tiny_classifier
 
 
@@ -64,19 +63,14 @@ def test_batch_tokens_override_auto(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fitted_batch_size_is_recorded_and_losses_agree(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: dict[str, Path]
 ) -> None:
-    data = {"train": str(write(tmp_path / "train.csv", sentiment_rows(80))), "validation_share": 0}
+    data = {"train": write(tmp_path / "train.csv", sentiment_rows(80))}
     losses = []
     for free, size in ((1e12, 32), (3e6, None)):
         monkeypatch.setattr(batch_size, "free_memory", lambda device, free=free: free)
-        run = fine_tune(
-            model=str(tiny["bert"]), data=data, task="text_classification", output_dir=str(tmp_path / str(size)),
-            training={
-                "batch_size": "auto", "max_steps": 5, "dropout": 0.0, "attention_dropout": 0.0, "precision": "fp32",
-                "logging_steps": 1,
-            },
-        )  # fmt: skip
-        found = yaml.safe_load((run.output_dir / "config.yaml").read_text())["training"]
+        training = {"batch_size": "auto", "max_steps": 5, "dropout": 0.0, "attention_dropout": 0.0, "logging_steps": 1}
+        done = run(model=tiny["bert"], data=data, training=training, output_dir=tmp_path / str(size))
+        found = yaml.safe_load((done.output_dir / "config.yaml").read_text())["training"]
         assert found["batch_size"] == size or (size is None and found["batch_size"] < 32)
         assert found["batch_size"] * found["gradient_accumulation_steps"] == 32
-        losses.append([json.loads(line)["loss"] for line in (run.output_dir / "log.jsonl").read_text().splitlines()])
+        losses.append([json.loads(line)["loss"] for line in (done.output_dir / "log.jsonl").read_text().splitlines()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from nlp_transfer import fine_tune
 from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import WindowPlan
@@ -21,7 +20,7 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import PLAIN_LOSS, LossOptions
 from nlp_transfer.tasks.multi_label import MultiLabel
 from nlp_transfer.tasks.text_classification import TextClassification
-from tests.builders import sentiment_rows, write
+from tests.builders import run, sentiment_rows, write
 
 pytestmark = pytest.mark.model
 
@@ -77,7 +76,7 @@ def test_focal_loss_and_its_gradient(task: Any, gamma: float, weights: torch.Ten
 @pytest.mark.parametrize("gamma", [None, 0.0])
 def test_gamma_zero_is_the_plain_loss(task: Any, gamma: float | None) -> None:
     outputs, batch = batch_of(task)
-    table = TokenTable({"input_ids": Ragged.from_lists([[1]] * 12)}, {"labels": batch["labels"].numpy()}, {"input_ids": 0})
+    table = labels_table(batch["labels"].numpy())
     options = task.loss_options(TrainingConfig(focal_gamma=gamma), table)
     (found,) = task.loss(outputs, batch, options).values()
     logits, labels = outputs.logits, batch["labels"]
@@ -256,7 +255,7 @@ def test_multi_label_row_is_repeated_by_its_rarest_label() -> None:
     hot[:10, 1] = 1
     hot[:3, 3] = 1
     hot[30:35, 2] = 1  # five of c; five rows have no label
-    table = TokenTable({"input_ids": Ragged.from_lists([[1]] * 40)}, {"labels": hot}, {"input_ids": 0})
+    table = labels_table(hot)
     repeats = SEVERAL.repeats(TrainingConfig(oversample="balanced"), table)
     assert repeats is not None
     times = Counter(repeats.rows(np.random.default_rng(0)).tolist())
@@ -278,18 +277,12 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_reports_oversampling(
     uneven: Path, tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": str(uneven), "validation_share": 0}, task="text_classification",
-        training={
-            "oversample": "balanced", "focal_gamma": 2, "class_weights": "balanced", "epochs": 2, "batch_size": 8,
-            "augment": {"drop": 0.1, "mask": 0.2},
-        },
-        output_dir=str(tmp_path / "run"),
-    )  # fmt: skip
+    training = {"oversample": "balanced", "focal_gamma": 2, "class_weights": "balanced", "epochs": 2, "batch_size": 8}
+    training["augment"] = {"drop": 0.1, "mask": 0.2}
+    counts = run(model=tiny["bert"], data={"train": uneven}, training=training, output_dir=tmp_path / "run").result["train"]
     said = capsys.readouterr().err
     assert "oversampling: 80 rows per epoch instead of 48" in said
     assert "focal loss, gamma 2" in said
     assert "class weights balanced: 1 to 1, computed after oversampling" in said
     assert "augmentation, shares of words: drop 0.1, mask 0.2" in said
-    assert run.result["train"]["steps"] == 20, "two epochs of eighty rows"
-    assert run.result["train"]["examples"] == 160
+    assert (counts["steps"], counts["examples"]) == (20, 160), "two epochs of eighty rows"

@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.data.sources import find_model
+from nlp_transfer import load_predictor
 from nlp_transfer.inference import batched_prediction
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.models import cached_features
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.cached_features import CachePoint, cache_tables
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Strategy
-from tests.contract.test_strategies import TASKS, prepare
+from tests.builders import prepared
+from tests.contract.test_strategies import TASKS
 
 pytestmark = pytest.mark.model
 
@@ -26,8 +24,7 @@ CPU_ALONE = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU anoth
 
 
 def made(tiny: dict[str, Path]) -> tuple[Any, Any, Any]:
-    model, task, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), TASKS["single"], Strategy())
-    return model, task, table
+    return prepared(tiny["bert"], TASKS["single"])[:3]
 
 
 def test_progress_counts_batches(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,19 +69,14 @@ def test_weights_are_cast_once(tiny: dict[str, Path], monkeypatch: pytest.Monkey
 
 
 @CPU_ALONE
-def test_precision_auto(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": str(sentiment["train"]), "validation_share": 0}, task="text_classification",
-        training={"max_steps": 3, "precision": "fp32"}, output_dir=tmp_path / "run",
-    )  # fmt: skip
+def test_precision_auto(train: Any, sentiment: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    done = train(data={"train": sentiment["train"]}, training={"max_steps": 3})
     texts = ["a good film", "an awful plot", "the dull story was not quite bad but the music was slow and cold"]
     found = {}
     for name, able in (("default", True), ("fp32", False), ("bf16", True)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        predictor = load_predictor(run.output_dir, **({} if name == "default" else {"precision": "auto"}))  # type: ignore[arg-type]
+        predictor = load_predictor(done.output_dir, **({} if name == "default" else {"precision": "auto"}))  # type: ignore[arg-type]
         assert predictor.precision == ("fp32" if name == "default" else name)
         found[name] = np.array([one["probability:positive"] for one in predictor(texts, probabilities=True)])
     assert np.array_equal(found["fp32"], found["default"])

@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from nlp_transfer import Predictor, Translator, UserError, fine_tune, load_predictor, load_translator
+from nlp_transfer import Predictor, Translator, UserError, load_translator
 from nlp_transfer.data.sources.in_memory import read_inputs
-from tests.builders import sentiment_rows
+from tests.builders import refused, run, sentiment_rows
 
 pytestmark = pytest.mark.model
 
@@ -30,15 +30,11 @@ TABLES: dict[str, Callable[[pd.DataFrame], Any]] = {
     "generator of dicts": lambda frame: iter(frame.to_dict("records")),
 }
 SINGLE: dict[str, Callable[[list[str]], Any]] = {
-    "list": list,
-    "tuple": tuple,
-    "generator": iter,
-    "Series": pd.Series,
+    "list": list, "tuple": tuple, "generator": iter, "Series": pd.Series,
     "Series of strings": lambda texts: pd.Series(texts, dtype="string"),
-    "categories": lambda texts: pd.Series(texts, dtype="category"),
-    "array": np.array,
+    "categories": lambda texts: pd.Series(texts, dtype="category"), "array": np.array,
     "tuples of one": lambda texts: [(text,) for text in texts],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +42,10 @@ def predictor(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     """A classifier of the text column `review` with the labels 0 and 1."""
     rows = sentiment_rows(64)
     train = pd.DataFrame({"review": [text for text, _ in rows], "label": [int(label == "positive") for _, label in rows]})
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": train, "validation_share": 0}, output_dir=tmp_path_factory.mktemp("runs") / "run",
-        task={"name": "text_classification", "text": "review"}, training={"max_steps": 40, "learning_rate": 0.01},
-    )  # fmt: skip
-    return run.predictor()
+    return run(
+        model=tiny["bert"], data={"train": train}, task={"text": "review"}, training={"max_steps": 40, "learning_rate": 0.01},
+        output_dir=tmp_path_factory.mktemp("runs") / "run",
+    ).predictor()  # fmt: skip
 
 
 @pytest.mark.parametrize("form", TABLES)
@@ -59,7 +54,7 @@ def test_tables_need_the_columns_of_the_task(form: str) -> None:
     assert (list(rows.columns["review"]), single) == (TEXTS, False)
     pairs, _ = read_inputs(TABLES[form](FRAME.assign(other=["x", "y", "z"])), ["other", "review"])
     assert [list(pairs.columns[name]) for name in ("other", "review")] == [["x", "y", "z"], TEXTS]
-    with pytest.raises(UserError, match="'review'"):
+    with refused("'review'"):
         read_inputs(TABLES[form](FRAME.rename(columns={"review": "text"})), ["review"])
 
 
@@ -80,7 +75,7 @@ def test_text_pairs() -> None:
         rows, _ = read_inputs(form, ["text", "other"])
         assert [list(rows.columns[name]) for name in ("text", "other")] == [["a", "c"], ["b", "d"]]
     for form in ("a", ["a", "b"], ("a", "b"), pd.Series(["a", "b"]), [("a", "b", "c")]):
-        with pytest.raises(UserError, match=r"row 1: .*text, other"):
+        with refused("row 1:", "text, other"):
             read_inputs(form, ["text", "other"])
 
 
@@ -94,14 +89,6 @@ def test_all_input_types_give_the_same_predictions(predictor: Predictor) -> None
 @pytest.mark.parametrize("empty", [[], FRAME[:0], {"review": []}, iter(()), pd.Series([], dtype=object)])
 def test_empty_inputs(predictor: Predictor, empty: Any) -> None:
     assert predictor(empty) == []
-
-
-def test_predictions_have_the_type_of_the_labels(predictor: Predictor) -> None:
-    rows = sentiment_rows(64)
-    labels = np.array([int(label == "positive") for _, label in rows])
-    predictions = [prediction["prediction"] for prediction in predictor(pd.DataFrame(rows, columns=["review", "x"]))]
-    assert {type(prediction) for prediction in predictions} == {int}
-    assert np.mean(predictions == labels) > 0.7, "comparing text with numbers gives 0"
 
 
 @pytest.mark.parametrize(
@@ -134,25 +121,25 @@ def test_rows_of_a_data_frame() -> None:
     for form in (list(frame.itertuples(index=False)), [row for _, row in frame.iterrows()]):
         rows, single = read_inputs(form, ["other", "review"])
         assert (rows.columns["review"], rows.columns["other"], single) == (TEXTS, ["x", "y", "z"], False)
-    with pytest.raises(UserError, match="column 'review': found"):
+    with refused("column 'review': found"):
         read_inputs(frame.set_index(pd.Index(["a", "b", "c"])).to_dict(), ["review"])
 
 
 def test_arrow_values_and_single_arrays(predictor: Predictor) -> None:
     assert read_inputs(pa.array(TEXTS), ["text"])[0].columns["text"] == TEXTS
     assert read_inputs(datasets.Dataset.from_pandas(FRAME).with_format("arrow"), ["review"])[0].columns["review"] == TEXTS
-    with pytest.raises(UserError, match="found array"):
+    with refused("found array"):
         predictor(np.array("a good film"))
 
 
 def test_columns_of_different_length_are_refused() -> None:
-    with pytest.raises(UserError, match="different lengths"):
+    with refused("different lengths"):
         read_inputs({"text": ["a", "b"], "other": ["c"]}, ["text", "other"])
 
 
 def test_a_streaming_dataset_is_refused(predictor: Predictor) -> None:
     stream = datasets.Dataset.from_pandas(FRAME).to_iterable_dataset()
-    with pytest.raises(UserError, match="IterableDataset"):
+    with refused("IterableDataset"):
         predictor(stream)
 
 
@@ -165,11 +152,10 @@ def test_multi_label_predictions_are_lists(tiny: dict[str, Path], tmp_path: Path
     rows = sentiment_rows(64)
     train = pd.DataFrame({"text": [text for text, _ in rows]})
     train["labels"] = pd.Series([[1, 2] if label == "positive" else [2] if i % 4 else [] for i, (_, label) in enumerate(rows)])
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": train, "validation_share": 0}, task={"name": "multi_label", "label": "labels"},
+    predictions = run(
+        model=tiny["bert"], data={"train": train}, task={"name": "multi_label", "label": "labels"},
         training={"max_steps": 60, "learning_rate": 0.01}, output_dir=tmp_path / "run",
-    )  # fmt: skip
-    predictions = load_predictor(run.output_dir)(train)
+    ).predictor()(train)  # fmt: skip
     right = [prediction["prediction"] == labels for prediction, labels in zip(predictions, train["labels"], strict=True)]
     assert np.mean(right) > 0.7
     assert all(len(prediction["probability"]) == len(prediction["prediction"]) for prediction in predictions)
@@ -178,12 +164,12 @@ def test_multi_label_predictions_are_lists(tiny: dict[str, Path], tmp_path: Path
 @pytest.fixture(scope="module")
 def translate(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Translator:
     rows = [(text, text.upper()) for text, _ in sentiment_rows(24)]
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": pd.DataFrame(rows, columns=["en", "up"]), "validation_share": 0},
+    done = run(
+        model=tiny["bert"], data={"train": pd.DataFrame(rows, columns=["en", "up"])},
         task={"name": "translation", "source": "en", "target": "up", "target_vocabulary": 300, "beams": 1},
         training={"max_steps": 5}, output_dir=tmp_path_factory.mktemp("runs") / "run",
     )  # fmt: skip
-    return load_translator(run.output_dir)
+    return load_translator(done.output_dir)
 
 
 def test_a_translator_reads_tables_and_single_texts(translate: Translator) -> None:
@@ -192,7 +178,7 @@ def test_a_translator_reads_tables_and_single_texts(translate: Translator) -> No
     for form in (*(make(frame) for make in TABLES.values()), *(make(TEXTS) for make in SINGLE.values())):
         assert translate(form) == expected
     assert translate(TEXTS[0]) == translate({"en": TEXTS[0]}) == expected[0]
-    with pytest.raises(UserError, match="no column 'en'"):
+    with refused("no column 'en'"):
         translate(FRAME)
-    with pytest.raises(UserError, match="row 2: found None"):
+    with refused("row 2: found None"):
         translate(pd.DataFrame({"en": ["a", None]}))

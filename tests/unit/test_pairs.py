@@ -37,15 +37,11 @@ def different(count: int, length: int = 5) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
-        ("", "this side is empty; allowed: text (or remove the pair)"),
-        (" \t\r\u3000\u2028", "this side is empty"),
-        (None, "found nothing; allowed: text"),
-        (5, "found 5 (int); allowed: text"),
-        (True, "found True (bool)"),
-        (["a"], "found ['a'] (list)"),
-        ({"en": "a"}, "found {'en': 'a'} (dict)"),
+        ("", "this side is empty; allowed: text (or remove the pair)"), (" \t\r\u3000\u2028", "this side is empty"),
+        (None, "found nothing; allowed: text"), (5, "found 5 (int); allowed: text"), (True, "found True (bool)"),
+        (["a"], "found ['a'] (list)"), ({"en": "a"}, "found {'en': 'a'} (dict)"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("side", [0, 1])
 def test_cells_without_text_are_named(cell: Any, says: str, side: int) -> None:
     pair = [("a", cell), (cell, "b")][1 - side]

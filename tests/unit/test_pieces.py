@@ -131,8 +131,7 @@ def test_groups_over_the_limit_are_split_again() -> None:
 
 TEXT = st.text(
     st.one_of(
-        st.sampled_from(list("ab. ,!?\n\r\t\"'…。，！」 \u2028\u3000\u200d\u0301")),
-        st.characters(exclude_categories=["Cs"]),
+        st.sampled_from(list("ab. ,!?\n\r\t\"'…。，！」 \u2028\u3000\u200d\u0301")), st.characters(exclude_categories=["Cs"])
     ),
     max_size=200,
 )

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,23 @@ import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertForSequenceClassification
 
-from nlp_transfer import UserError, fine_tune, load_predictor
+from nlp_transfer import load_predictor
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.training.gradient import TrainingError
 from nlp_transfer.training.preflight import Preflight, unchanged
+from tests.builders import refused
 from tests.helpers.processes import launch_pair
 
 pytestmark = pytest.mark.process
 
 Forward = Callable[..., Any]
+TRAINING = {"batch_size": 4, "precision": "bf16"}
 
 
-def settings(model: Path, train: Path, output: Path, **training: Any) -> dict[str, Any]:
-    return {
-        "model": str(model), "data": {"train": str(train), "validation_share": 0.1}, "task": {"name": "text_classification"},
-        "output_dir": str(output), "training": {"max_steps": 2, "batch_size": 4, "precision": "bf16", **training},
-    }  # fmt: skip
+@pytest.fixture
+def train(train: Any) -> Any:
+    """A run in bf16."""
+    return partial(train, training=TRAINING)
 
 
 def fail_where(monkeypatch: pytest.MonkeyPatch, fails: Callable[[dict[str, torch.Tensor]], Exception | None]) -> list[int]:
@@ -54,44 +56,37 @@ def is_bf16() -> bool:
 
 @pytest.mark.parametrize(
     ("fails", "precision", "kernels"),
-    [
-        (lambda: is_fast() and torch.is_grad_enabled(), "bf16", "plain"),
-        (is_bf16, "fp32", "fast"),
-    ],
+    [(lambda: is_fast() and torch.is_grad_enabled(), "bf16", "plain"), (is_bf16, "fp32", "fast")],
     ids=["kernels", "precision"],
 )
 def test_fallback_is_reported_and_can_be_resumed(
-    fails: Callable[[], bool], precision: str, kernels: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path,
+    fails: Callable[[], bool], precision: str, kernels: str, train: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     fail_where(monkeypatch, lambda _: RuntimeError("no such kernel") if fails() else None)
-    run = settings(tiny["bert"], sentiment["train"], tmp_path / "run")
-    fine_tune(**run)
+    train()
     said = capsys.readouterr().err
     assert "bert model failed: RuntimeError: no such kernel" in said
     document = (tmp_path / "run" / "config.yaml").read_text()
     assert (f"precision: {precision}\n" in document, f"kernels: {kernels}\n" in document) == (True, True)
     (tmp_path / "run" / "result.json").unlink()  # as if the run had been interrupted at its end
-    fine_tune(**run, resume="must")
+    train(resume="must")
 
 
-def test_untrainable_model_is_refused_before_writing(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_untrainable_model_is_refused_before_writing(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_where(monkeypatch, lambda _: ValueError("sequences of length 3 alone"))
-    with pytest.raises(UserError, match=r"a bert model cannot be trained.*ValueError: sequences of length 3 alone"):
-        fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / "run"))
+    with refused("bert model cannot be trained", "ValueError: sequences of length 3 alone"):
+        train()
     assert not (tmp_path / "run").exists()
 
 
 def test_overflow_in_bf16_falls_back_to_fp32(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     forward: Forward = nn.LayerNorm.forward
     monkeypatch.setattr(nn.LayerNorm, "forward", lambda self, x: forward(self, x) * (torch.inf if is_bf16() else 1))
-    result = fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / "run"))
-    assert np.isfinite(result.metrics["validation"]["loss"])
+    assert np.isfinite(train().metrics["test"]["loss"])
     assert "precision falls back from bf16 to fp32" in capsys.readouterr().err
 
 
@@ -103,23 +98,19 @@ def out_of_memory() -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_out_of_memory_with_two_rows_is_no_fallback(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_with_two_rows_is_no_fallback(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fail_where(
         monkeypatch, lambda inputs: out_of_memory() if torch.is_grad_enabled() and len(inputs["input_ids"]) > 1 else None
     )
-    fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / "run"))
+    train()
     assert calls[:2] == [2, 1]
     assert "precision: bf16" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_out_of_memory_with_one_row_is_refused(
-    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_with_one_row_is_refused(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fail_where(monkeypatch, lambda _: out_of_memory())
     with pytest.raises(TrainingError, match=r"before step 1: out of memory.*task\.max_length"):
-        fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / "run"))
+        train()
     assert calls == [2, 1]
     assert not (tmp_path / "run").exists()
 
@@ -155,15 +146,15 @@ def test_trial_restores_random_states_buffers_and_modes() -> None:
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_trial_does_not_change_the_trained_weights(
-    gradient_checkpointing: bool, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path,
+    gradient_checkpointing: bool, train: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     weights = []
     for name in ("with", "without"):
         if name == "without":
             monkeypatch.setattr(Preflight, "find_working", lambda self, precision, kernels, accelerator: (precision, kernels, {}))
-        training = {"gradient_checkpointing": gradient_checkpointing, "max_steps": 4}
-        fine_tune(**settings(tiny["bert"], sentiment["train"], tmp_path / name, **training))
+        training = TRAINING | {"gradient_checkpointing": gradient_checkpointing, "max_steps": 4}
+        train(output_dir=tmp_path / name, training=training)
         weights.append(load_predictor(tmp_path / name).model.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 

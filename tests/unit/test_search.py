@@ -8,12 +8,11 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.generation import LengthLimit, configure_search, generate
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
+from tests.builders import opened
 from tests.helpers.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
@@ -21,14 +20,10 @@ pytestmark = pytest.mark.model
 LIMITS = torch.tensor([5, 14, 9, 3, 12, 1, 11, 7, 4, 13, 6, 10])
 LENGTHS = [3, 7, 5, 9, 4, 8, 6, 3, 9, 5, 7, 4]
 SETTINGS: list[dict[str, Any]] = [
-    {"beams": 1},
-    {"beams": 4},
-    {"beams": 4, "early_stopping": True},
-    {"beams": 3, "length_penalty": 2.0},
-    {"beams": 3, "length_penalty": 0.0},
-    {"beams": 2, "no_repeat_ngram_size": 2},
+    {"beams": 1}, {"beams": 4}, {"beams": 4, "early_stopping": True}, {"beams": 3, "length_penalty": 2.0},
+    {"beams": 3, "length_penalty": 0.0}, {"beams": 2, "no_repeat_ngram_size": 2},
     {"beams": 2, "encoder_no_repeat_ngram_size": 1},
-]
+]  # fmt: skip
 FAMILIES = ["bert", *SEQ2SEQ]
 
 
@@ -44,7 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]
 
 def _build(family: str, folder: Path) -> tuple[Any, Any]:
     train = from_columns({"source": [one for one, _ in PAIRS], "target": [other for _, other in PAIRS]}, "train")
-    checkpoint = Checkpoint.open(find_model(str(folder)))
+    checkpoint = opened(folder)
     task: Any = task_from({"name": "translation", **languages(family)}).prepare(checkpoint, train)
     torch.manual_seed(3)
     model: Any = task.build_model(checkpoint, TrainingConfig()).eval()

@@ -10,14 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, MarianConfig, MarianMTModel, T5Config, T5ForConditionalGeneration
 
-from nlp_transfer import UserError, fine_tune
-from nlp_transfer.data.sources import find_model
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
 from nlp_transfer.training import Trainer
 from nlp_transfer.training.optimizer import named_groups
-from tests.contract.test_strategies import TASKS, prepare
+from tests.builders import prepared, refused, run
+from tests.contract.test_strategies import TASKS
 from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
@@ -28,7 +26,7 @@ SINGLE, TRANSLATION = TASKS["single"], TASKS["translation"]
 def built(folder: Path, strategy: Any, task: Mapping[str, Any] = SINGLE) -> tuple[Any, Strategy]:
     """A wrapped model with its strategy."""
     folded = strategy_from(strategy)
-    return prepare(Checkpoint.open(find_model(str(folder))), dict(task), folded)[0], folded
+    return prepared(folder, dict(task), folded).model, folded
 
 
 def trained(model: torch.nn.Module) -> set[str]:
@@ -93,7 +91,7 @@ def test_biases_are_under_two_percent_without_norms(family: str, tiny: dict[str,
 
 
 def test_family_without_biases_is_refused(tiny: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"modernbert model have no biases; allowed: strategy\.normalisation: true"):
+    with refused("modernbert model have no biases", "allowed: strategy.normalisation: true"):
         built(tiny["modernbert"], {"name": "bitfit"})
     model, _ = built(tiny["modernbert"], {"name": "bitfit", "normalisation": True})
     assert {name for name in trained(model) if name.startswith("model.")} == {
@@ -102,16 +100,14 @@ def test_family_without_biases_is_refused(tiny: dict[str, Path]) -> None:
     }  # fmt: skip
 
 
-def run(folder: Path, output: Path, data: dict[str, Path], strategy: Any, **training: Any) -> Any:
-    settings = {"max_steps": 6, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "logging_steps": 1} | training
-    return fine_tune(
-        model=str(folder), data={"train": str(data["train"]), "validation": str(data["test"])}, task="text_classification",
-        strategy=strategy, training=settings, output_dir=str(output),
-    )  # fmt: skip
+def train(model: Path, output: Path, data: dict[str, Path], strategy: Any, **training: Any) -> Any:
+    settings = {"max_steps": 6, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1} | training
+    data = {"train": data["train"], "validation": data["test"]}
+    return run(model=model, data=data, strategy=strategy, training=settings, output_dir=output)
 
 
 def test_biases_file_restores_the_encoder(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    found = run(tiny["bert"], tmp_path / "run", sentiment, "bitfit")
+    found = train(tiny["bert"], tmp_path / "run", sentiment, "bitfit")
     assert found.result["plain"] is True
     biases = load_file(tmp_path / "run/biases.safetensors")
     encoder, saved = AutoModel.from_pretrained(tiny["bert"]), load_file(tmp_path / "run/model/model.safetensors")
@@ -121,8 +117,6 @@ def test_biases_file_restores_the_encoder(tiny: dict[str, Path], sentiment: dict
     encoder.load_state_dict(plain, strict=False)
     for name, value in encoder.state_dict().items():
         assert "pooler" in name or torch.equal(value, saved[f"bert.{name}"]), name
-    with pytest.raises(UserError, match="already holds a finished run"):
-        run(tiny["bert"], tmp_path / "run", sentiment, "bitfit")
 
 
 def small_marian() -> Any:
@@ -146,7 +140,7 @@ def test_biases_of_both_stacks_are_trained() -> None:
     both = {f"model.encoder.layers.{i}.{part}.bias" for i in range(3) for part in inner}
     both |= {f"model.decoder.layers.{i}.{part}.bias" for i in range(2) for part in (*inner, "encoder_attn.q_proj")}
     assert trained(model) == both
-    with pytest.raises(UserError, match="t5 model have no biases; allowed"):
+    with refused("t5 model have no biases", "allowed"):
         strategy_from({"name": "bitfit"}).wrap(small_t5())
 
 
@@ -216,17 +210,9 @@ def test_learning_rates_of_encoder_decoders(tiny: dict[str, Path]) -> None:
 
 
 def test_log_contains_the_base_learning_rate(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    run(tiny["bert"], tmp_path / "run", sentiment, [LAYERWISE], schedule="constant", warmup=0)
+    train(tiny["bert"], tmp_path / "run", sentiment, [LAYERWISE], schedule="constant", warmup=0)
     lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
     assert {line["learning_rate"] for line in lines if "loss" in line} == {1e-3}
-
-
-@pytest.mark.parametrize("name", ["layerwise_lr", "gradual_unfreezing"])
-def test_shared_layers_are_refused(name: str, tiny: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=rf"found {name}; a albert model shares one set of weights among its layers, so"):
-        built(tiny["albert"], {"name": name})
-    model, _ = built(tiny["albert"], {"name": "l2_sp"})
-    assert len(trained(model)) == len(list(model.parameters()))
 
 
 def moved(model: Any) -> None:
@@ -343,7 +329,7 @@ def test_half_of_a_short_run_trains_all_layers(epochs: float, at_a_time: int, ex
 @pytest.mark.parametrize("steps", [1, 2, 5, 8, 13, 31])
 def test_phases_take_max_steps_in_total(steps: int, tiny: dict[str, Path]) -> None:
     strategy = strategy_from({"name": "gradual_unfreezing"})
-    model, task, table, _ = prepare(Checkpoint.open(find_model(str(tiny["bert"]))), SINGLE, strategy)
+    model, task, table, *_ = prepared(tiny["bert"], SINGLE, strategy)
     training = TrainingConfig(max_steps=steps, batch_size=8, precision="fp32")
     assert Trainer(model, task, {"train": table}, strategy=strategy, training=training).train().step == steps
 
@@ -351,7 +337,7 @@ def test_phases_take_max_steps_in_total(steps: int, tiny: dict[str, Path]) -> No
 def test_a_plateau_ends_a_phase(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     """With a rate at which nothing changes, each phase ends after two evaluations that are no better than its first."""
     plateau = {"name": "gradual_unfreezing", "by": "plateau", "patience": 2}
-    still = run(tiny["bert"], tmp_path / "run", sentiment, plateau, max_steps=None, epochs=9, learning_rate=1e-12)
+    still = train(tiny["bert"], tmp_path / "run", sentiment, plateau, max_steps=None, epochs=9, learning_rate=1e-12)
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     evaluations = sum("validation" in line for line in lines)
     assert 4 * 3 <= evaluations < 30, "4 phases of 9 epochs would make 36"
@@ -359,7 +345,7 @@ def test_a_plateau_ends_a_phase(tiny: dict[str, Path], sentiment: dict[str, Path
 
 
 def test_pretrained_encoder_decoder_is_refused() -> None:
-    with pytest.raises(UserError, match=r"found gradual_unfreezing.* new part"):
+    with refused("found gradual_unfreezing", "new part"):
         strategy_from({"name": "gradual_unfreezing"}).wrap(small_marian())
 
 
@@ -369,9 +355,3 @@ def test_pooler_of_an_encoder_decoder_stays_frozen(tiny: dict[str, Path]) -> Non
     assert all(name.startswith("decoder.") for name in found[0].trainable or ())
     every = {name for name, _ in model.named_parameters()}
     assert every - set(found[-1].trainable or ()) == {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"}
-
-
-@pytest.mark.parametrize("pair", [("bitfit", "partial"), ("gradual_unfreezing", "lora"), ("bitfit", "gradual_unfreezing")])
-def test_two_strategies_that_choose_parameters(pair: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=f"{pair[0]} and {pair[1]} both choose the trainable parameters"):
-        strategy_from([{"name": name} for name in pair])

@@ -9,26 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from scipy.special import softmax
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from nlp_transfer import fine_tune
-from nlp_transfer.data.sources import find_model
-from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import TokenTable, model_inputs
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import find_layers, new_parameters
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Job, State, Strategy, strategy_from
+from nlp_transfer.strategies import Job, State, strategy_from
 from nlp_transfer.strategies.distill import DistillationObjective, soft_targets
 from nlp_transfer.strategies.distill.layer_reduction import evenly_spaced, keep_layers
 from nlp_transfer.tasks import Objective, task_from
 from nlp_transfer.training import Trainer
-from nlp_transfer.utils.errors import Problems, UserError
-from tests.builders import sentiment_rows, write
-from tests.equivalence.test_resume import Killed, die_after
+from nlp_transfer.utils.errors import Problems
+from tests.builders import opened, prepared, refused, rows, run, sentiment_rows, write
 from tests.helpers.models import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.model
@@ -41,17 +35,6 @@ KINDS: dict[str, dict[str, Any]] = {
 HEAD = {"single": "single_label_classification", "multi_label": "multi_label_classification", "regression": "regression"}
 LABELS = {"single": ["negative", "positive"], "multi_label": ["even", "third"], "regression": ["score"]}
 TEXTS = [text for text, _ in sentiment_rows(40)]
-
-
-def rows_of(first: int, last: int, *columns: str) -> Rows:
-    pairs = sentiment_rows(40)[first:last]
-    cells = {
-        "text": [text for text, _ in pairs],
-        "label": [label for _, label in pairs],
-        "tags": ["|".join(name for name, n in (("even", 2), ("third", 3)) if i % n == 0) for i in range(len(pairs))],
-        "score": [str(i % 5) for i in range(len(pairs))],
-    }
-    return from_columns({name: cells[name] for name in columns or cells}, "rows")
 
 
 def save_teacher(base: Path, folder: Path, kind: str = "single", labels: list[str] | None = None, seed: int = 1) -> str:
@@ -69,21 +52,21 @@ def save_teacher(base: Path, folder: Path, kind: str = "single", labels: list[st
     return str(folder)
 
 
-def job_of(base: Path, kind: str = "single", **training: Any) -> tuple[Job, PreTrainedModel]:
+def job_of(base: str | Path, kind: str = "single", **training: Any) -> tuple[Job, PreTrainedModel]:
     """16 rows of train and 24 unlabelled ones, and the student's model, not wrapped yet."""
-    checkpoint = Checkpoint.open(find_model(str(base)))
-    train, problems = rows_of(0, 16), Problems()
-    task = task_from(KINDS[kind]).fit(train, problems)
-    problems.raise_if_any()
-    task = task.prepare(checkpoint, train)
+    checkpoint, train = opened(Path(base)), rows(16, "text", "label", "tags", "score")
+    task = task_from(KINDS[kind]).fit(train, Problems()).prepare(checkpoint, train)
     settings = TrainingConfig(precision="fp32", dropout=0, attention_dropout=0, **training)
-    rows = {"train": train, "unlabelled": rows_of(16, 40, "text")}
-    job = Job(task, {}, rows, checkpoint, settings, torch.device("cpu"))
-    tables = {name: job.encode(part, targets=name == "train") for name, part in rows.items()}
+    parts = {"train": train, "unlabelled": rows({"text": TEXTS[16:]})}
+    job = Job(task, {}, parts, checkpoint, settings, torch.device("cpu"))
+    tables = {name: job.encode(part, targets=name == "train") for name, part in parts.items()}
     return replace(job, tables=tables), task.build_model(checkpoint, settings)
 
 
-def prepared(strategy: Strategy, job: Job, model: PreTrainedModel) -> tuple[Job, PreTrainedModel]:
+def distilled(base: str | Path, kind: str = "single", training: Any = None, **settings: Any) -> tuple[Job, PreTrainedModel]:
+    """The prepared job and the wrapped student."""
+    strategy = strategy_from({"name": "distill", **settings})
+    job, model = job_of(base, kind, **(training or {}))
     model = strategy.wrap(model)
     return strategy.prepare_data(job, model), model
 
@@ -115,8 +98,7 @@ def gradient_of(model: PreTrainedModel, objective: Objective, table: TokenTable,
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_loss_of_an_identical_student_is_zero(kind: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher", kind)
-    strategy = strategy_from({"name": "distill", "teacher": teacher, "alpha": 1, "hidden": 1.0, "temperature": 3})
-    job, model = prepared(strategy, *job_of(Path(teacher), kind))
+    job, model = distilled(teacher, kind, teacher=teacher, alpha=1, hidden=1.0, temperature=3)
     assert float(gradient_of(model, job.objectives["distill"], job.tables["train"]).abs().max()) < 1e-4
     with torch.no_grad():
         dict(model.named_parameters())["classifier.bias"] += torch.arange(len(LABELS[kind])) + 1.0
@@ -157,8 +139,7 @@ def test_certain_teacher_gives_finite_gradients() -> None:
 
 def test_probabilities_of_teachers_are_averaged(tiny: dict[str, Path], tmp_path: Path) -> None:
     teachers = [save_teacher(tiny["bert"], tmp_path / f"{seed}", seed=seed) for seed in (1, 2)]
-    strategy = strategy_from({"name": "distill", "teacher": teachers, "temperature": 4})
-    job, _ = prepared(strategy, *job_of(tiny["bert"]))
+    job, _ = distilled(tiny["bert"], teacher=teachers, temperature=4)
     expected = sum(softmax(logits_of(teacher, TEXTS) / 4, -1) for teacher in teachers) / 2
     found = job.tables["train"].dense["target_soft"]
     assert np.allclose(found, expected, atol=1e-5)
@@ -167,7 +148,7 @@ def test_probabilities_of_teachers_are_averaged(tiny: dict[str, Path], tmp_path:
 
 def test_labels_are_matched_by_name(tiny: dict[str, Path], tmp_path: Path) -> None:
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher", labels=["positive", "negative"])
-    job, _ = prepared(strategy_from({"name": "distill", "teacher": teacher, "temperature": 1}), *job_of(tiny["bert"]))
+    job, _ = distilled(tiny["bert"], teacher=teacher, temperature=1)
     assert job.task.document()["labels"] == ["negative", "positive"]
     expected = softmax(logits_of(teacher, TEXTS), -1)[:, ::-1]
     assert np.allclose(job.tables["train"].dense["target_soft"], expected, atol=1e-5)
@@ -182,7 +163,7 @@ def test_teacher_uses_its_own_tokenizer_and_length(tiny: dict[str, Path], tmp_pa
     (tmp_path / "teacher/tokenizer.json").write_text(json.dumps(words))
     Tokenizer.from_file(str(tmp_path / "teacher/tokenizer.json"))
     (tmp_path / "teacher/nlp_transfer.json").write_text(json.dumps({"max_length": 6}))
-    job, _ = prepared(strategy_from({"name": "distill", "teacher": teacher, "temperature": 1}), *job_of(tiny["bert"]))
+    job, _ = distilled(tiny["bert"], teacher=teacher, temperature=1)
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     assert tokenizer("good")["input_ids"] != AutoTokenizer.from_pretrained(tiny["bert"])("good")["input_ids"]
     model = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
@@ -194,7 +175,7 @@ def test_teacher_uses_its_own_tokenizer_and_length(tiny: dict[str, Path], tmp_pa
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_unlabeled_rows_count_for_the_teacher_only(kind: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher", kind)
-    job, model = prepared(strategy_from({"name": "distill", "teacher": teacher, "alpha": 0.25}), *job_of(tiny["bert"], kind))
+    job, model = distilled(tiny["bert"], kind, teacher=teacher, alpha=0.25)
     table, objective = job.tables["train"], job.objectives["distill"]
     assert len(table) == 40
     assert table.dense["target_hard"].tolist() == [True] * 16 + [False] * 24
@@ -221,8 +202,7 @@ def test_unlabeled_rows_count_for_the_teacher_only(kind: str, tiny: dict[str, Pa
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_micro_batches_give_the_same_gradient(kind: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher", kind)
-    strategy = strategy_from({"name": "distill", "teacher": teacher, "hidden": 2.0, "student_layers": 1})
-    job, model = prepared(strategy, *job_of(tiny["bert"], kind))
+    job, model = distilled(tiny["bert"], kind, teacher=teacher, hidden=2.0, student_layers=1)
     whole, cut = (gradient_of(model, job.objectives["distill"], job.tables["train"], parts) for parts in (1, 5))
     assert float((whole - cut).norm() / whole.norm()) < 1e-5
     assert float(whole.norm()) > 0
@@ -231,7 +211,7 @@ def test_micro_batches_give_the_same_gradient(kind: str, tiny: dict[str, Path], 
 def test_hidden_states_are_compared_by_layer(tiny: dict[str, Path], tmp_path: Path) -> None:
     deep = save_tiny("bert", tmp_path / "deep", num_hidden_layers=6)
     teacher = save_teacher(deep, tmp_path / "teacher")
-    job, model = prepared(strategy_from({"name": "distill", "teacher": teacher, "hidden": 1}), *job_of(tiny["bert"]))
+    job, model = distilled(tiny["bert"], teacher=teacher, hidden=1)
     found = job.tables["train"].dense["target_states"]
     assert found.shape == (40, 2, 32)
     whole = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
@@ -257,7 +237,9 @@ def test_hidden_states_are_compared_by_layer(tiny: dict[str, Path], tmp_path: Pa
 def test_every_family_returns_hidden_states(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher")
     strategy = strategy_from({"name": "distill", "teacher": teacher, "hidden": 1.0, "student_layers": 1, "alpha": 1})
-    job, model = prepared(strategy, *job_of(tiny[family]))
+    job, model = job_of(tiny[family])
+    model = strategy.wrap(model)
+    job = strategy.prepare_data(job, model)
     assert job.tables["train"].dense["target_states"].shape == (40, 1, 32)
     Trainer(
         model, job.task, job.tables, strategy=strategy, training=TrainingConfig(max_steps=1, precision="fp32"),
@@ -270,62 +252,28 @@ def test_every_family_returns_hidden_states(family: str, tiny: dict[str, Path], 
 
 def test_student_learns_from_unlabeled_rows(tiny: dict[str, Path], tmp_path: Path) -> None:
     """Train says nothing about the words of half of the texts; the teacher does."""
-    rows: list[tuple[object, ...]] = list(sentiment_rows(136))
-    teach = write(tmp_path / "teach.csv", rows[:96])
-    few = write(tmp_path / "few.csv", rows[:8])
-    more = write(tmp_path / "more.csv", [row[:1] for row in rows[8:96]], ("text",))
-    test = write(tmp_path / "test.csv", rows[96:])
-    common: dict[str, Any] = {"model": str(tiny["bert"]), "task": {"name": "text_classification"}}
-    training = {"precision": "fp32", "learning_rate": 2e-3, "batch_size": 16, "dropout": 0, "max_steps": 100}
-    fine_tune(
-        **common, data={"train": str(teach), "test": str(test), "validation_share": 0}, training=training,
-        output_dir=str(tmp_path / "teacher"),
-    )  # fmt: skip
+    pairs = sentiment_rows(136)
+    teach, few = write(tmp_path / "teach.csv", pairs[:96]), write(tmp_path / "few.csv", pairs[:8])
+    more = write(tmp_path / "more.csv", [row[:1] for row in pairs[8:96]], ("text",))
+    test = write(tmp_path / "test.csv", pairs[96:])
+    training = {"learning_rate": 2e-3, "batch_size": 16, "dropout": 0, "max_steps": 100}
+    common = {"model": tiny["bert"], "training": training}
+    run(**common, data={"train": teach, "test": test}, output_dir=tmp_path / "teacher")
     found = {}
-    for name, unlabelled in (("without", None), ("with", str(more))):
-        run = fine_tune(
+    for name, unlabelled in (("without", None), ("with", more)):
+        done = run(
             **common,
-            data={"train": str(few), "test": str(test), "validation_share": 0, "unlabelled": unlabelled},
+            data={"train": few, "test": test, "unlabelled": unlabelled},
             strategy={"name": "distill", "teacher": str(tmp_path / "teacher"), "student_layers": 1},
-            training=training,
-            output_dir=str(tmp_path / name),
+            output_dir=tmp_path / name,
         )
-        found[name] = run.metrics["test"]["accuracy"]
+        found[name] = done.metrics["test"]["accuracy"]
         config = json.loads((tmp_path / name / "model/config.json").read_text())
         assert config["num_hidden_layers"] == 1
         assert not config.get("output_hidden_states")
-        assert run.result["plain"] is True
+        assert done.result["plain"] is True
     assert found["with"] > found["without"] + 0.1
     assert found["with"] > 0.9
-
-
-def test_interrupted_distillation_resumes_exactly(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = save_teacher(tiny["bert"], tmp_path / "teacher")
-    rows: list[tuple[object, ...]] = list(sentiment_rows(60))
-    train, more = (
-        write(tmp_path / "a.csv", rows[:30]),
-        write(tmp_path / "b.csv", [row[:1] for row in rows[30:]], ("text",)),
-    )
-
-    def run(name: str) -> Any:
-        return fine_tune(
-            model=str(tiny["bert"]),
-            data={"train": str(train), "unlabelled": str(more)},
-            task={"name": "text_classification"},
-            strategy={"name": "distill", "teacher": teacher, "student_layers": 1, "hidden": 1},
-            training={"max_steps": 9, "batch_size": 8, "precision": "fp32", "evaluate_every": 2, "learning_rate": 1e-3},
-            output_dir=str(tmp_path / name),
-        )
-
-    straight = run("straight")
-    with monkeypatch.context() as patch:
-        die_after(patch, 2)
-        with pytest.raises(Killed):
-            run("broken")
-    resumed = run("broken")
-    assert resumed.metrics == straight.metrics
-    first, second = (load_file(done.output_dir / "model/model.safetensors") for done in (straight, resumed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +289,7 @@ def test_reduced_model_of_every_family_loads_plainly(family: str, tmp_path: Path
     deep = save_tiny(
         family, tmp_path / "deep", num_hidden_layers=4, **({"layer_types": MODERN} if family == "modernbert" else {})
     )
-    checkpoint = Checkpoint.open(find_model(str(deep)))
+    checkpoint = opened(deep)
     model: Any = checkpoint.load(AutoModelForSequenceClassification, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
     before = {name: value.clone() for name, value in model.named_parameters()}
     new, layers = new_parameters(model), find_layers(model)
@@ -377,7 +325,7 @@ MODERN = ["full_attention", "sliding_attention", "sliding_attention", "full_atte
 
 
 def test_new_parameters_are_renamed_with_their_layers(tiny: dict[str, Path], tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(find_model(str(save_tiny("bert", tmp_path / "deep", num_hidden_layers=3))))
+    checkpoint = opened(save_tiny("bert", tmp_path / "deep", num_hidden_layers=3))
     model: Any = checkpoint.load(AutoModelForSequenceClassification)
     layer = "bert.encoder.layer"
     model.new_parameters = frozenset({"classifier.weight", f"{layer}.1.output.dense.bias", f"{layer}.2.output.dense.bias"})
@@ -387,16 +335,14 @@ def test_new_parameters_are_renamed_with_their_layers(tiny: dict[str, Path], tmp
 
 @pytest.mark.parametrize("layers", ["last", "mix"])
 def test_layers_below_a_custom_head_are_reduced(layers: str, tiny: dict[str, Path], tmp_path: Path) -> None:
-    rows = sentiment_rows(32)
-    run = fine_tune(
-        model=str(tiny["distilbert"]),
-        data={"train": str(write(tmp_path / "train.csv", list(rows))), "validation_share": 0},
-        task={"name": "text_classification", "head": {"layers": layers}},
+    done = run(
+        model=tiny["distilbert"],
+        data={"train": write(tmp_path / "train.csv", sentiment_rows(32))},
+        task={"head": {"layers": layers}},
         strategy={"name": "distill", "student_layers": 1},
-        training={"max_steps": 2, "precision": "fp32"},
-        output_dir=str(tmp_path / "run"),
+        output_dir=tmp_path / "run",
     )
-    assert find_layers(run.predictor().model).depth == 1
+    assert find_layers(done.predictor().model).depth == 1
     saved = json.loads((tmp_path / "run/model/config.json").read_text())
     assert saved["encoder"]["n_layers"] == 1
 
@@ -413,85 +359,37 @@ def test_phases(tiny: dict[str, Path], tmp_path: Path) -> None:
     assert taught.next_phase(State(finished=["train"]), view) is None
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, r"strategy: found .*allowed: a teacher, or student_layers, or both"),
-        ({"teacher": "x", "alpha": 0}, r"strategy\.alpha: found 0; allowed: greater than 0"),
-        ({"teacher": []}, r"strategy\.teacher"),
-        ({"teacher": "x", "temperature": 0}, r"strategy\.temperature: found 0"),
-        ({"student_layers": 0}, r"strategy\.student_layers: found 0"),
-    ],
-)
-def test_settings_without_effect_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        strategy_from({"name": "distill", **settings})
-
-
-def refuse(message: str, strategy: dict[str, Any], base: Path, kind: str = "single", **training: Any) -> None:
-    with pytest.raises(UserError, match=message):
-        prepared(strategy_from({"name": "distill", **strategy}), *job_of(base, kind, **training))
-
-
-def test_unsuitable_teachers_are_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
-    bert = tiny["bert"]
-    labels = ["negative", "neutral"]
-    other = save_teacher(bert, tmp_path / "other", labels=labels)
-    refuse(r"strategy\.teacher: .*other does not know 'positive' and also knows 'neutral'", {"teacher": other}, bert)
-    tags = save_teacher(bert, tmp_path / "tags", "multi_label")
-    refuse(
-        r"strategy\.teacher: .*tags .* multi_label_classification, .* single_label",
-        {"teacher": tags}, bert,
-    )  # fmt: skip
-    refuse(r"strategy\.teacher: .* has no weights for .*; allowed: a model that was fine-tuned", {"teacher": str(bert)}, bert)
-    refuse(r"strategy\.teacher: there is no folder '/nowhere'", {"teacher": "/nowhere"}, bert)
-    wide = save_tiny("bert", tmp_path / "wide", hidden_size=16)
-    narrow = save_teacher(wide, tmp_path / "narrow")
-    refuse(
-        r"strategy\.hidden: .*narrow .* width 16, .* 32; allowed: 0, or",
-        {"teacher": narrow, "hidden": 1}, bert,
-    )  # fmt: skip
-    job, _ = prepared(strategy_from({"name": "distill", "teacher": narrow}), *job_of(bert))
+def test_narrow_teacher_works_without_hidden_states(tmp_path: Path, tiny: dict[str, Path]) -> None:
+    narrow = save_teacher(save_tiny("bert", tmp_path / "narrow", hidden_size=16), tmp_path / "teacher")
+    job, _ = distilled(tiny["bert"], teacher=narrow)
     assert "target_states" not in job.tables["train"].dense
 
 
-def test_changing_rows_are_refused_with_a_teacher(tiny: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "value"), [("augment", {"drop": 0.1}), ("oversample", "balanced")])
+def test_changing_rows_are_refused_with_a_teacher(name: str, value: Any, tiny: dict[str, Path], tmp_path: Path) -> None:
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher")
-    settings: dict[str, Any] = {"augment": {"drop": 0.1}, "oversample": "balanced"}
-    for name, value in settings.items():
-        message = rf"training\.{name}: found .*; teachers .* allowed with strategy\.teacher: null"
-        refuse(message, {"teacher": teacher}, tiny["bert"], **{name: value})
-        prepared(strategy_from({"name": "distill", "student_layers": 1}), *job_of(tiny["bert"], **{name: value}))
+    with refused(f"training.{name}", value, "strategy.teacher: null"):
+        distilled(tiny["bert"], training={name: value}, teacher=teacher)
+    distilled(tiny["bert"], training={name: value}, student_layers=1)
 
 
-def test_unsuitable_students_are_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
-    refuse(
-        r"strategy\.student_layers: found 3; allowed: 1 to 2, the layers of this bert model", {"student_layers": 3}, tiny["bert"]
-    )
-    job, _ = job_of(tiny["bert"])
-    for order in (["distill", "lora"], ["lora", "distill"]):
-        parts = [{"name": name, **({"student_layers": 1} if name == "distill" else {})} for name in order]
-        with pytest.raises(UserError, match=r"strategy\.student_layers: .*adapter|strategy\.1: distill .* first of the list"):
-            prepared(strategy_from(parts), job, job.task.build_model(job.checkpoint, job.training))
-    deep = {"name": "text_classification", "head": {"pooling": "mean"}}
-    own = task_from(deep).fit(job.rows["train"], Problems()).prepare(job.checkpoint, job.rows["train"])
-    head = own.build_model(job.checkpoint, job.training)
-    with pytest.raises(UserError, match=r"strategy\.hidden: the student has a head of this toolkit"):
+def test_unsuitable_students_are_refused(tiny: dict[str, Path]) -> None:
+    with refused("strategy.student_layers", "found 0"):
+        strategy_from({"name": "distill", "student_layers": 0})
+    with refused("strategy.1", "distill", "first of the list"):
+        strategy_from([{"name": "lora"}, {"name": "distill", "student_layers": 1}])
+    head = prepared(tiny["bert"], KINDS["single"] | {"head": {"pooling": "mean"}}).model
+    with refused("strategy.hidden", "head of this toolkit"):
         strategy_from({"name": "distill", "teacher": "x", "hidden": 1}).wrap(head)
-    with pytest.raises(UserError, match=r"gradual_unfreezing and distill both|distill and gradual_unfreezing both"):
-        strategy_from([{"name": "distill", "teacher": "x"}, {"name": "gradual_unfreezing"}])
 
 
 def test_teacher_with_an_adapter(tiny: dict[str, Path], tmp_path: Path) -> None:
     teacher = save_teacher(tiny["bert"], tmp_path / "teacher")
-    rows = sentiment_rows(32)
-    run = fine_tune(
-        model=str(tiny["bert"]),
-        data={"train": str(write(tmp_path / "train.csv", list(rows))), "validation_share": 0},
-        task={"name": "text_classification"},
+    done = run(
+        model=tiny["bert"],
+        data={"train": write(tmp_path / "train.csv", sentiment_rows(32))},
         strategy=[{"name": "distill", "teacher": teacher, "hidden": 1}, {"name": "lora"}],
-        training={"max_steps": 2, "precision": "fp32"},
-        output_dir=str(tmp_path / "run"),
+        output_dir=tmp_path / "run",
     )
-    assert (run.output_dir / "adapter").is_dir()
-    assert not json.loads((run.output_dir / "model/config.json").read_text()).get("output_hidden_states")
+    assert (done.output_dir / "adapter").is_dir()
+    assert not json.loads((done.output_dir / "model/config.json").read_text()).get("output_hidden_states")

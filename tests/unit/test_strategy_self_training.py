@@ -9,15 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nlp_transfer import fine_tune
-from nlp_transfer.strategies import Phase, strategy_from
+from nlp_transfer.strategies import Phase
 from nlp_transfer.strategies.self_training import SelfTraining
 from nlp_transfer.training import trainer as loop
 from nlp_transfer.training import validation_scores
-from nlp_transfer.utils.errors import UserError
-from tests.builders import sentiment_rows, write
-from tests.equivalence.test_resume import Killed, die_after
-from tests.unit.test_training import equal, make, weights_of
+from tests.builders import run, sentiment_rows, trainer, write
+from tests.unit.test_training import equal, weights_of
 
 pytestmark = pytest.mark.model
 
@@ -74,18 +71,17 @@ def files(tmp_path: Path) -> dict[str, str]:
     return {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv"), "unlabelled": str(tmp_path / "more.txt")}
 
 
-def run(files: dict[str, Any], tiny: dict[str, Path], output: Path, task: Any = "text_classification", **settings: Any) -> Any:
-    return fine_tune(
-        model=str(tiny["bert"]), data=files | {"validation_share": 0}, task=task,
-        strategy={"name": "self_training"} | settings, output_dir=str(output),
-        training={"epochs": 2, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-3, "logging_steps": 1},
+def train(files: dict[str, Any], model: Path, output: Path, training: Any = None, **settings: Any) -> Any:
+    return run(
+        model=model, data=files, strategy={"name": "self_training"} | settings, output_dir=output,
+        training=training or {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3},
     )  # fmt: skip
 
 
 def test_later_rounds_use_more_rows(
     files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(files, tiny, tmp_path / "run", rounds=2, confidence=0)
+    found = train(files, tiny["bert"], tmp_path / "run", rounds=2, confidence=0)
     said = capsys.readouterr().err
     assert "unlabelled: 22 of 110 rows skipped" in said  # 8 of test, 4 of train, 10 twice
     assert "round 1 of 2" in said
@@ -122,10 +118,10 @@ def test_best_weights_make_the_pseudo_labels(
     monkeypatch.setattr(loop.Trainer, "_run_phase", begin)
     monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.arange(2), np.array([0, 1])))
     strategy = SelfTraining(rounds=1, restart=restart)
-    trainer: Any = make(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
-    trainer.tables["unlabelled"] = trainer.tables["validation"]
-    trainer.model.initial_weights = weights_of(trainer.model)
-    assert trainer.train().step == 4
+    trained: Any = trainer(tiny["bert"], strategy, tmp_path if on_disk else None, max_steps=4, evaluate_every=1)
+    trained.tables["unlabelled"] = trained.tables["validation"]
+    trained.model.initial_weights = weights_of(trained.model)
+    assert trained.train().step == 4
     assert len(evaluated) == 4
     assert len(labelled) == 1
     assert equal(labelled[0], evaluated[0])
@@ -133,34 +129,9 @@ def test_best_weights_make_the_pseudo_labels(
     assert equal(began[1], began[0] if restart else evaluated[1]), "training goes on as if nothing had been labelled"
 
 
-@pytest.mark.parametrize("writes", [2, 4, 6])
-def test_rounds_resume_bit_for_bit(
-    writes: int, files: dict[str, str], tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def started(output: Path) -> Any:
-        return fine_tune(
-            model=str(tiny["bert"]), data=files | {"validation": files["test"]}, task="text_classification",
-            strategy={"name": "self_training", "rounds": 2, "confidence": 0}, output_dir=str(output),
-            training={"max_steps": 8, "batch_size": 8, "precision": "fp32", "learning_rate": 3e-3, "evaluate_every": 1},
-        )  # fmt: skip
-
-    straight = started(tmp_path / "straight")
-    with monkeypatch.context() as patch:
-        die_after(patch, writes)
-        with pytest.raises(Killed):
-            started(tmp_path / "broken")
-    resumed = started(tmp_path / "broken")
-    assert resumed.metrics == straight.metrics
-    first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (straight, resumed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_rounds_share_max_steps(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
-    found = fine_tune(
-        model=str(tiny["bert"]), data=files | {"validation_share": 0}, task="text_classification",
-        strategy={"name": "self_training", "rounds": 2, "confidence": 0}, output_dir=str(tmp_path / "run"),
-        training={"max_steps": 8, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-3, "logging_steps": 1, "warmup": 0},
-    )  # fmt: skip
+    training = {"max_steps": 8, "batch_size": 16, "learning_rate": 1e-3, "logging_steps": 1, "warmup": 0}
+    found = train(files, tiny["bert"], tmp_path / "run", training, rounds=2, confidence=0)
     assert found.result["train"]["steps"] == 8
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     wanted = [1e-3 * (steps - i) / steps for steps in (2, 3, 3) for i in range(steps)]
@@ -169,11 +140,8 @@ def test_rounds_share_max_steps(files: dict[str, str], tiny: dict[str, Path], tm
 
 def test_no_round_starts_without_steps_left(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
     """Else the weights it begins with, which nothing would train, were what is saved."""
-    found = fine_tune(
-        model=str(tiny["bert"]), data=files | {"validation_share": 0}, task="text_classification",
-        strategy={"name": "self_training", "rounds": 3, "confidence": 0}, output_dir=str(tmp_path / "run"),
-        training={"max_steps": 1, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-2},
-    )  # fmt: skip
+    training = {"max_steps": 1, "batch_size": 16, "learning_rate": 1e-2}
+    found = train(files, tiny["bert"], tmp_path / "run", training, rounds=3, confidence=0)
     assert found.result["train"]["steps"] == 1
     first = load_file(tiny["bert"] / "model.safetensors")["encoder.layer.0.output.dense.weight"]
     saved = load_file(tmp_path / "run/model/model.safetensors")["bert.encoder.layer.0.output.dense.weight"]
@@ -185,24 +153,9 @@ def test_training_ends_without_confident_rows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(SelfTraining, "choose", lambda *_: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
-    found = run(files, tiny, tmp_path / "run")
+    found = train(files, tiny["bert"], tmp_path / "run")
     assert "no prediction of an unlabeled row is confident" in capsys.readouterr().err
     assert found.result["train"]["steps"] == 4
-
-
-def test_missing_requirements_are_reported(files: dict[str, str], tiny: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.unlabelled: is required by self_training"):
-        run({name: files[name] for name in ("train", "test")}, tiny, tmp_path / "run")
-    rows = [(text, i) for i, (text, _) in enumerate(sentiment_rows(20))]
-    numbers = write(tmp_path / "numbers.csv", rows)
-    with pytest.raises(UserError, match=r"found self_training; .* regression have no probability"):
-        run(files | {"train": str(numbers), "test": str(numbers)}, tiny, tmp_path / "run", "regression")
-    inside = files | {"unlabelled": files["test"]}
-    with pytest.raises(UserError, match=r"data\.unlabelled: each of its 40 rows also occurs in another split"):
-        run(inside, tiny, tmp_path / "run")
-    with pytest.raises(UserError, match="self_training and gradual_unfreezing both"):
-        strategy_from([{"name": "self_training"}, {"name": "gradual_unfreezing"}])
-    assert not (tmp_path / "run").exists()
 
 
 def test_ties_do_not_prefer_the_first_rows() -> None:

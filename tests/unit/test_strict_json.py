@@ -34,10 +34,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path, capsys: pytest.
 
 def test_predictions_in_jsonl_hold_null_and_say_where(tmp_path: Path) -> None:
     table = pa.table(
-        {
-            "n": [1.0, math.inf, math.nan],
-            "m": pa.array([[("a", 1.0)], [], [("b", math.inf)]], pa.map_(pa.string(), pa.float64())),
-        }
+        {"n": [1.0, math.inf, math.nan], "m": pa.array([[("a", 1.0)], [], [("b", math.inf)]], pa.map_(pa.string(), pa.float64()))}
     )
     with Writer(tmp_path / "a.jsonl", ".jsonl") as writer:
         writer.write({"prediction": ["x"] * 3}, table)

@@ -71,7 +71,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("ending", [".txt", ".csv", ".jsonl"])
-def test_predictions_are_printable_on_a_terminal_and_exact_elsewhere(ending: str) -> None:
+def test_predictions_are_printable_on_terminals_exact_in_files(ending: str) -> None:
     found = []
     for stream in (Terminal(), io.StringIO()):
         with Writer(OutputStream(stream, ending).open(), ending) as writer:  # type: ignore[arg-type]

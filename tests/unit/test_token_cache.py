@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nlp_transfer.data import token_cache
-from nlp_transfer.data.sources import find_model, read_rows
-from nlp_transfer.data.sources.rows import Rows, from_columns
+from nlp_transfer.data.sources import read_rows
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.token_cache import META, cache_folder, cached_table, tokenizer_fingerprint
 from nlp_transfer.data.tokens import Ragged, TokenTable, encode_rows, tokenize
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.errors import Problems
-from tests.builders import sentiment_rows, write
+from tests import builders
+from tests.builders import opened, sentiment_rows, write
 from tests.helpers.models import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.model
@@ -48,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rows_of(count: int = ROWS, **more: list[Any]) -> Rows:
     base = sentiment_rows(100)
     texts, labels = [base[i % 100][0] + " the" * (i // 100) for i in range(count)], [base[i % 100][1] for i in range(count)]
-    return from_columns({"text": texts, "label": labels, **more}, "rows")
+    return builders.rows({"text": texts, "label": labels, **more})
 
 
 def task_of(rows: Rows, **settings: Any) -> Task:
@@ -91,7 +92,7 @@ def test_what_is_found_is_what_is_made(document: dict[str, Any], tokenizer: PreT
 
 
 def test_texts_that_answers_are_compared_with_are_kept(root: Path) -> None:
-    rows = from_columns({"text": [f"{i} é \ud83d\n" for i in range(2100)]}, "rows")
+    rows = builders.rows({"text": [f"{i} é \ud83d\n" for i in range(2100)]})
 
     def encode(columns: dict[str, list[Any]]) -> tuple[dict[str, Any], int]:
         texts = np.empty(len(columns["text"]), object)
@@ -106,12 +107,12 @@ def test_texts_that_answers_are_compared_with_are_kept(root: Path) -> None:
 
 
 def change_cell(rows: Rows) -> Rows:
-    return from_columns(rows.columns | {"text": [*rows.columns["text"][:-1], "the cat"]}, "rows")
+    return builders.rows(rows.columns | {"text": [*rows.columns["text"][:-1], "the cat"]})
 
 
 def swap_labels(rows: Rows) -> Rows:
     labels = rows.columns["label"]
-    return from_columns(rows.columns | {"label": [labels[1], labels[0], *labels[2:]]}, "rows")
+    return builders.rows(rows.columns | {"label": [labels[1], labels[0], *labels[2:]]})
 
 
 DATA = {
@@ -119,8 +120,8 @@ DATA = {
     "a label": swap_labels,
     "the order": lambda rows: rows.select(np.arange(ROWS)[::-1]),
     "a row less": lambda rows: rows.select(np.arange(ROWS - 1)),
-    "a border between cells": lambda rows: from_columns(
-        rows.columns | {"text": ["", rows.columns["text"][0] + rows.columns["text"][1], *rows.columns["text"][2:]]}, "rows"
+    "a border between cells": lambda rows: builders.rows(
+        rows.columns | {"text": ["", rows.columns["text"][0] + rows.columns["text"][1], *rows.columns["text"][2:]]}
     ),
 }
 
@@ -200,15 +201,12 @@ def test_code_of_others_is_not_trusted_to_stay_as_it_is(tokenizer: PreTrainedTok
             return {"name": "own", **self.model_dump(mode="json")}
 
     rows = rows_of()
-    same(
-        task_of(rows).table(rows, tokenizer, "none"),
-        Own(max_length=20).fit(rows, Problems()).table(rows, tokenizer, "disk"),
-    )
+    same(task_of(rows).table(rows, tokenizer, "none"), Own(max_length=20).fit(rows, Problems()).table(rows, tokenizer, "disk"))
     assert entries(root) == []
 
 
 def test_cells_that_cannot_be_told_apart_are_not_kept(root: Path) -> None:
-    rows = from_columns({"text": [object(), object()]}, "rows")
+    rows = builders.rows({"text": [object(), object()]})
     table = cached_table(rows, lambda columns: ({"input_ids": [[1]] * len(columns["text"])}, 0), {"input_ids": 0}, {}, "disk")
     assert len(table) == 2
     assert entries(root) == []
@@ -329,11 +327,9 @@ def test_two_that_write_at_once_leave_one_whole_entry(
     def work() -> None:
         tables.append(cached_table(rows, encode, task.fill(tokenizer), {"by": "each"}))
 
-    workers = [threading.Thread(target=work) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(work) for _ in range(2)]:
+            done.result(60)
     assert len(tables) == 2
     for table in [*tables, cached_table(rows, encode, task.fill(tokenizer), {"by": "each"})]:  # the third must not encode
         same(task.table(rows, tokenizer, "none"), table)
@@ -377,8 +373,8 @@ def test_the_least_recently_used_make_room(
 
 def test_translations_are_kept_with_both_sides(tiny: dict[str, Path], root: Path) -> None:
     base = sentiment_rows(80)
-    rows = from_columns({"source": [text for text, _ in base], "target": [text[::-1] for text, _ in base]}, "rows")
-    checkpoint = Checkpoint.open(find_model(str(tiny["bert"])))
+    rows = builders.rows({"source": [text for text, _ in base], "target": [text[::-1] for text, _ in base]})
+    checkpoint = opened(tiny["bert"])
     settings: list[dict[str, Any]] = [{}, {"prefix": "the "}, {"target_vocabulary": 280}, {"max_length": 8}]
     for number, changed in enumerate(settings, start=1):
         task = task_from({"name": "translation", **changed}).prepare(checkpoint, rows)
@@ -423,16 +419,11 @@ def test_values_that_are_all_the_same_take_no_room(tokenizer: PreTrainedTokenize
 
 
 def test_values_that_differ_late_are_written_whole() -> None:
-    rows = from_columns({"text": list(range(2005))}, "rows")
+    rows = builders.rows({"text": list(range(2005))})
     ids = [[7] * (i % 3) if i < 2003 else [8] for i in range(2005)]
     for keep in ("none", "disk", "disk"):
-        table = cached_table(
-            rows,
-            lambda columns: ({"input_ids": [ids[i] for i in columns["text"]]}, 0),
-            {"input_ids": 0},
-            {},
-            keep,  # type: ignore[arg-type]
-        )
+        encode: Any = lambda cells: ({"input_ids": [ids[i] for i in cells["text"]]}, 0)  # noqa: E731
+        table = cached_table(rows, encode, {"input_ids": 0}, {}, keep)
         assert list(table.ragged["input_ids"]) == ids
 
 

@@ -12,15 +12,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from nlp_transfer import UserError
-from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.tokens import tokenize
-from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer
 from nlp_transfer.models.verification.reduced_configs import reduce_tokenizer
 from nlp_transfer.models.verification.tokenizer_file import reduce_document
 from nlp_transfer.models.verification.tokenizer_growth import growth
 from nlp_transfer.models.verification.tokenizer_loading import check_loaded, reduce_tokenizer_file
 from nlp_transfer.models.verification.untrusted_json import parse_limited
+from tests.builders import edit, opened, refused
 from tests.helpers.models import VOCABULARY
 from tests.helpers.models import tokenizer as tiny_tokenizer
 from tests.helpers.seq2seq_models import TOKENIZERS
@@ -136,10 +135,9 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_tokenizer_is_refused_before_it_is_read(name: str) -> None:
     make, said = HOSTILE[name]
-    with pytest.raises(UserError) as found:
+    with refused(said) as error:
         reduce_document(make())
-    assert said in str(found.value)
-    assert len(str(found.value)) < 2000
+    assert len(str(error.value)) < 2000
 
 
 def test_unknown_fields_are_dropped_and_reported() -> None:
@@ -155,18 +153,12 @@ def test_unknown_fields_are_dropped_and_reported() -> None:
 @pytest.mark.parametrize(
     ("components", "most"),
     [
-        ([], 1),
-        ([{"type": "NFKC"}, {"type": "Lowercase"}], 1),
-        ([replace("a", "bb")], 2),
-        ([replace("aa", "bb")], 1),
-        ([replace("a", "bb"), replace("b", "ccc")], 6),
-        ([replace("a", "bb"), replace("x", "ccc")], 3),
-        ([replace(" {2,}", " ", "Regex")], 1),
-        ([replace("x*", "ab", "Regex")], 3),
-        ([{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")], 2),
-        ([BYTES], 5),
+        ([], 1), ([{"type": "NFKC"}, {"type": "Lowercase"}], 1), ([replace("a", "bb")], 2), ([replace("aa", "bb")], 1),
+        ([replace("a", "bb"), replace("b", "ccc")], 6), ([replace("a", "bb"), replace("x", "ccc")], 3),
+        ([replace(" {2,}", " ", "Regex")], 1), ([replace("x*", "ab", "Regex")], 3),
+        ([{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")], 2), ([BYTES], 5),
     ],
-)
+)  # fmt: skip
 def test_growth_has_an_upper_bound(components: list[dict[str, Any]], most: float) -> None:
     assert growth(components) == most
 
@@ -202,18 +194,12 @@ def test_a_hostile_file_is_refused(name: str, content: bytes, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_max_length", -5),
-        ("model_max_length", 0),
-        ("model_max_length", True),
-        ("model_max_length", 1e308),
-        ("padding_side", "up"),
-        ("added_tokens_decoder", {"1000000000": {"content": "x"}}),
-        ("added_tokens_decoder", {"-1": {"content": "x"}}),
-        ("pad_token", "x" * 5000),
-        ("extra_special_tokens", ["x"] * 10**5),
+        ("model_max_length", -5), ("model_max_length", 0), ("model_max_length", True), ("model_max_length", 1e308),
+        ("padding_side", "up"), ("added_tokens_decoder", {"1000000000": {"content": "x"}}),
+        ("added_tokens_decoder", {"-1": {"content": "x"}}), ("pad_token", "x" * 5000), ("extra_special_tokens", ["x"] * 10**5),
         ("model_max_length", 10**400),
     ],
-)
+)  # fmt: skip
 def test_invalid_tokenizer_settings_are_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=key):
         reduce_tokenizer({key: value})
@@ -228,19 +214,13 @@ def test_sentencepiece_models_and_their_tables(tmp_path: Path) -> None:
     at = good.index(charsmap())
     for bad in (good[:-1], good[: at + 9999], good[: at + 4] + b"\xff\xff\xff\x7f" * 256 + good[at + 1028 :]):
         path.write_bytes(bad)
-        with pytest.raises(UserError, match="SentencePiece"):
+        with refused("SentencePiece"):
             reduce_tokenizer_file(path)
-
-
-def opened(folder: Path) -> Any:
-    return Checkpoint.open(find_model(str(folder))).tokenizer
 
 
 def edited(tiny: dict[str, Path], folder: Path, name: str, **fields: Any) -> Path:
     shutil.copytree(tiny["bert"], folder)
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    return folder
+    return edit(folder / name, **fields).parent
 
 
 @pytest.mark.parametrize(
@@ -258,10 +238,8 @@ def edited(tiny: dict[str, Path], folder: Path, name: str, **fields: Any) -> Pat
 def test_opening_a_hostile_tokenizer_is_refused(
     tiny: dict[str, Path], tmp_path: Path, name: str, fields: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(UserError) as found:
-        opened(edited(tiny, tmp_path / "m", name, **fields))
-    assert said in str(found.value)
-    assert str(tmp_path / "m") in str(found.value)
+    with refused(said, tmp_path / "m"):
+        _ = opened(edited(tiny, tmp_path / "m", name, **fields)).tokenizer
 
 
 @pytest.mark.parametrize("length", ["x", float("nan")])
@@ -269,13 +247,13 @@ def test_length_that_is_not_a_number_is_ignored_and_reported(
     tiny: dict[str, Path], tmp_path: Path, length: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = edited(tiny, tmp_path / "m", "tokenizer_config.json", model_max_length=length)
-    assert Checkpoint.open(find_model(str(folder))).max_length == 64
+    assert opened(folder).max_length == 64
     assert "model_max_length" in "".join(capsys.readouterr())
 
 
 def test_unlimited_length_is_allowed(tiny: dict[str, Path], tmp_path: Path) -> None:
     folder = edited(tiny, tmp_path / "m", "tokenizer_config.json", model_max_length=int(1e30))
-    assert Checkpoint.open(find_model(str(folder))).max_length == 64
+    assert opened(folder).max_length == 64
 
 
 def test_ids_beyond_the_embeddings(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -285,20 +263,20 @@ def test_ids_beyond_the_embeddings(tiny: dict[str, Path], tmp_path: Path) -> Non
     state = json.loads((tiny["bert"] / "tokenizer.json").read_text())
     state["model"]["vocab"]["hill"] = 900
     folder = edited(tiny, tmp_path / "m", "tokenizer.json", model=state["model"])
-    with pytest.raises(UserError, match="900"):
-        Checkpoint.open(find_model(str(folder))).load(AutoModel)
+    with refused("900"):
+        opened(folder).load(AutoModel)
     many = added(*(f"token{i}" for i in range(2000)), first=len(VOCABULARY))
     folder = edited(tiny, tmp_path / "n", "tokenizer.json", added_tokens=state["added_tokens"] + many)
     with pytest.raises(UserError, match=str(len(VOCABULARY) + 1999)):
-        Checkpoint.open(find_model(str(folder))).load(AutoModel)
+        opened(folder).load(AutoModel)
 
 
 def test_added_token_that_normalizes_to_nothing_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The library would search for nothing, without end."""
     tokens = added("\n\n*a", "\ufeff", first=len(VOCABULARY), normalized=True, special=False, single_word=True)
     folder = edited(tiny, tmp_path / "m", "tokenizer.json", added_tokens=tokens, normalizer=SKELETONS["BERT"]()["normalizer"])
-    with pytest.raises(UserError, match="ufeff"):
-        opened(folder)
+    with refused("ufeff"):
+        _ = opened(folder).tokenizer
 
 
 def test_panic_of_the_library_names_the_tokenizer(capfd: pytest.CaptureFixture[str]) -> None:
@@ -308,8 +286,8 @@ def test_panic_of_the_library_names_the_tokenizer(capfd: pytest.CaptureFixture[s
     tokenizer = tiny_tokenizer("bert")
     tokenizer.name_or_path = "some/model"
     tokenizer.backend_tokenizer.pre_tokenizer = FixedLength(0)
-    with pytest.raises(UserError, match=r"some/model.*non-zero"):
+    with refused("some/model", "non-zero"):
         tokenize(tokenizer, [["a good film"]], ["input_ids"], 8)
-    with pytest.raises(UserError, match=r"some/model.*non-zero"):
+    with refused("some/model", "non-zero"):
         check_loaded(tokenizer, "some/model")
     capfd.readouterr()

@@ -27,12 +27,7 @@ def test_ragged_rows_and_their_lengths() -> None:
 
 @pytest.mark.parametrize(
     ("indices", "expected"),
-    [
-        ([0, 3, 2], [[1, 2, 3], [5, 6, 9], [4, 9, 9]]),
-        ([2, 2], [[4], [4]]),
-        ([3, 1], [[5, 6], [9, 9]]),
-        ([3], [[5, 6]]),
-    ],
+    [([0, 3, 2], [[1, 2, 3], [5, 6, 9], [4, 9, 9]]), ([2, 2], [[4], [4]]), ([3, 1], [[5, 6], [9, 9]]), ([3], [[5, 6]])],
 )
 def test_rows_are_filled_up_on_the_right(indices: list[int], expected: list[list[int]]) -> None:
     padded = Ragged.from_lists(ROWS).padded(np.array(indices), fill=9)

@@ -14,45 +14,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from nlp_transfer import TrainingError, UserError, fine_tune
-from nlp_transfer.data.sources import find_model
-from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.tokens import TokenTable, encode_rows
-from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.saved_models.save import quiet
-from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer import TrainingError
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.strategies import Phase, State, Strategy, View, strategy_from
-from nlp_transfer.tasks import task_from
-from nlp_transfer.training import Trainer, validation_scores
+from nlp_transfer.training import validation_scores
 from nlp_transfer.training.run_log import RunLog
-from nlp_transfer.utils.errors import Problems
-from tests.builders import sentiment_rows
+from tests.builders import refused, run, trainer
 from tests.golden import record
 from tests.helpers.models import FAMILIES, VOCABULARY, save_tiny
 
 pytestmark = pytest.mark.model
 
 Weights = dict[str, torch.Tensor]
-
-
-def make(checkpoint: Path, strategy: Strategy | None = None, output: Path | None = None, **training: Any) -> Trainer:
-    """Create a trainer with 40 training and 12 validation rows."""
-    rows = [from_columns({"text": list(t), "label": list(y)}, "rows") for t, y in (zip(*sentiment_rows(40), strict=True),)]
-    held = [from_columns({"text": list(t), "label": list(y)}, "held") for t, y in (zip(*sentiment_rows(52)[40:], strict=True),)]
-    source = Checkpoint.open(find_model(str(checkpoint)))
-    task = task_from({"name": "text_classification"}).fit(rows[0], Problems())
-    tables = {}
-    for name, part in (("train", rows[0]), ("validation", held[0])):
-        tables[name] = encode_rows(part, lambda columns: task.encode(columns, source.tokenizer), task.fill(source.tokenizer))
-    fixed = {"batch_size": 8, "precision": "fp32", "learning_rate": 1e-3, "max_steps": 4, "logging_steps": 1}
-    settings = TrainingConfig(**{name: value for name, value in (fixed | training).items() if value is not None})
-    torch.manual_seed(settings.seed)
-    strategy = strategy or Strategy()
-    with quiet():
-        model = strategy.wrap(task.build_model(source, settings))
-    if output is not None:
-        output.mkdir(exist_ok=True)
-    return Trainer(model, task, tables, strategy=strategy, training=settings, output_dir=output)
 
 
 def log_of(output: Path, key: str = "loss") -> list[dict[str, Any]]:
@@ -91,7 +64,7 @@ def norm(gradient: Weights) -> float:
 
 
 def test_log_has_one_line_per_step(tiny: dict[str, Path], tmp_path: Path) -> None:
-    make(tiny["bert"], output=tmp_path, max_steps=7, warmup=2, max_grad_norm=0).train()
+    trainer(tiny["bert"], output=tmp_path, max_steps=7, warmup=2, max_grad_norm=0).train()
     lines = log_of(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert [line["epoch"] for line in lines] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4])
@@ -106,7 +79,7 @@ def test_log_has_one_line_per_step(tiny: dict[str, Path], tmp_path: Path) -> Non
 
 def test_log_lines_are_means_over_logging_steps(tiny: dict[str, Path], tmp_path: Path) -> None:
     for name, every in (("each", 1), ("third", 3)):
-        make(tiny["bert"], output=tmp_path / name, max_steps=7, logging_steps=every).train()
+        trainer(tiny["bert"], output=tmp_path / name, max_steps=7, logging_steps=every).train()
     losses = {line["step"]: line["loss"] for line in log_of(tmp_path / "each")}
     lines = log_of(tmp_path / "third")
     assert [line["step"] for line in lines] == [3, 6, 7]
@@ -115,7 +88,7 @@ def test_log_lines_are_means_over_logging_steps(tiny: dict[str, Path], tmp_path:
 
 
 def test_resume_drops_log_lines_of_later_steps(tiny: dict[str, Path], tmp_path: Path) -> None:
-    log = RunLog(make(tiny["bert"]).accelerator, tmp_path)
+    log = RunLog(trainer(tiny["bert"]).accelerator, tmp_path)
     for step in (1, 2, 3):
         log.write(step, loss=0.5)
     with (tmp_path / "log.jsonl").open("a") as file:
@@ -128,14 +101,13 @@ def test_resume_drops_log_lines_of_later_steps(tiny: dict[str, Path], tmp_path: 
 def test_tensorboard_gets_training_and_validation(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = fine_tune(
-        model=str(tiny["bert"]),
-        data={"train": str(sentiment["train"])},
-        task="text_classification",
-        training={"max_steps": 4, "logging_steps": 2, "evaluate_every": 2, "trackers": ["tensorboard"]},
-        output_dir=tmp_path / "run",
+    training = {"max_steps": 4, "logging_steps": 2, "evaluate_every": 2, "trackers": ["tensorboard"]}
+    data = {"train": sentiment["train"], "validation_share": 0.1}
+    files = list(
+        run(model=tiny["bert"], data=data, training=training, output_dir=tmp_path / "run").output_dir.rglob(
+            "events.out.tfevents.*"
+        )
     )
-    files = list(run.output_dir.rglob("events.out.tfevents.*"))
     assert files
     scalars: dict[str, list[int]] = {}
     for file in files:
@@ -146,36 +118,23 @@ def test_tensorboard_gets_training_and_validation(tiny: dict[str, Path], sentime
         assert scalars[tag] == [2, 4], tag
 
 
-@pytest.mark.parametrize("name", ["tensorbord", "wandb"])
-def test_unusable_tracker_is_an_error(name: str, tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"training\.trackers: found '{name}'"):
-        fine_tune(
-            model=str(tiny["bert"]),
-            data={"train": str(sentiment["train"])},
-            task="text_classification",
-            training={"trackers": [name]},
-            output_dir=tmp_path / "run",
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
 # --- how long ---------------------------------------------------------------------------------------------------------
 
 
 def test_max_steps_overrides_epochs(tiny: dict[str, Path]) -> None:
-    assert make(tiny["bert"], epochs=50, max_steps=3).train().step == 3
-    assert make(tiny["bert"], epochs=2, max_steps=None).train().step == 10
+    assert trainer(tiny["bert"], epochs=50, max_steps=3).train().step == 3
+    assert trainer(tiny["bert"], epochs=2, max_steps=None).train().step == 10
 
 
 @pytest.mark.parametrize(("rows", "epochs"), [(40, 20), (800, 20), (1600, 12), (3200, 6), (6400, 3), (64000, 3)])
 def test_auto_epochs_give_300_steps_on_small_data(rows: int, epochs: int, tiny: dict[str, Path]) -> None:
-    trainer = make(tiny["bert"], max_steps=None, batch_size=64)
-    table = trainer.tables["train"]
+    loop = trainer(tiny["bert"], max_steps=None, batch_size=64)
+    table = loop.tables["train"]
     many = np.arange(rows) % len(table)
     ids = type(table.ragged["input_ids"]).from_lists([[2, 3]] * rows)
-    trainer.tables["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
-    assert trainer.planner.epochs() == epochs
-    assert trainer.planner.steps() == epochs * math.ceil(rows / 64)
+    loop.tables["train"] = TokenTable({"input_ids": ids}, {"labels": table.dense["labels"][many]}, table.fill)
+    assert loop.planner.epochs() == epochs
+    assert loop.planner.steps() == epochs * math.ceil(rows / 64)
 
 
 # --- what stops it ----------------------------------------------------------------------------------------------------
@@ -193,14 +152,9 @@ def test_nan_loss_stops_training_and_names_step_and_rows(
     lines = sentiment["train"].read_text().splitlines()
     broken = [i for i, line in enumerate(lines) if "hill" in line.split(",")[0].split()]
     assert 0 < len(broken) < 60
+    data = {"train": sentiment["train"]}
     with pytest.raises(TrainingError) as error:
-        fine_tune(
-            model=str(folder),
-            data={"train": str(sentiment["train"]), "validation_share": 0},
-            task="text_classification",
-            training={"batch_size": 2, "precision": "fp32", "epochs": 1},
-            output_dir=tmp_path / "run",
-        )
+        run(model=folder, data=data, training={"batch_size": 2, "epochs": 1}, output_dir=tmp_path / "run")
     message = str(error.value)
     step = int(message.removeprefix("step ").split(":")[0])
     assert 1 <= step <= 48
@@ -234,42 +188,42 @@ def test_early_stopping_restores_the_best_weights(
 ) -> None:
     seen = scripted(monkeypatch, [0.5, 0.7, 0.6, 0.7, 0.9])
     output = tmp_path if on_disk else None
-    trainer = make(tiny["bert"], output=output, max_steps=9, evaluate_every=1, early_stopping=2)
-    position = trainer.train()
+    loop = trainer(tiny["bert"], output=output, max_steps=9, evaluate_every=1, early_stopping=2)
+    position = loop.train()
     assert (position.step, position.best_step, position.best) == (4, 2, 0.7)
     assert len(seen) == 4
     assert not equal(seen[1], seen[3]), "training has gone on after the best evaluation"
-    assert equal(weights_of(trainer.model), seen[1])
+    assert equal(weights_of(loop.model), seen[1])
 
 
 def test_best_weights_are_restored_without_early_stopping(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = scripted(monkeypatch, [0.5, 0.9, 0.6, 0.7])
-    trainer = make(tiny["bert"], output=tmp_path, evaluate_every=1)
-    assert trainer.train().step == 4
-    assert equal(weights_of(trainer.model), seen[1])
+    loop = trainer(tiny["bert"], output=tmp_path, evaluate_every=1)
+    assert loop.train().step == 4
+    assert equal(weights_of(loop.model), seen[1])
 
 
 def test_equal_metrics_are_compared_by_loss(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.5, 0.5, 0.5, 0.4], [1.0, 0.8, 0.9, 0.1])
-    assert make(tiny["bert"], evaluate_every=1).train().best_step == 2
+    assert trainer(tiny["bert"], evaluate_every=1).train().best_step == 2
 
 
 def test_lower_is_better_for_loss(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [0.9, 0.5, 0.5, 0.5], [1.0, 0.8, 0.2, 0.3])
-    assert make(tiny["bert"], evaluate_every=1, best_metric="loss").train().best_step == 3
+    assert trainer(tiny["bert"], evaluate_every=1, best_metric="loss").train().best_step == 3
 
 
 def test_undefined_metric_is_never_better(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [math.nan, 0.1, math.nan, 0.05])
-    assert make(tiny["bert"], evaluate_every=1).train().best_step == 2
+    assert trainer(tiny["bert"], evaluate_every=1).train().best_step == 2
 
 
 def test_undefined_metrics_are_compared_by_loss(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A useless early checkpoint must not be the best one because its predictions correlate by chance."""
     scripted(monkeypatch, [-0.2, math.nan, math.nan, math.nan], [30.0, 3.0, 1.0, 2.0])
-    position = make(tiny["bert"], evaluate_every=1).train()
+    position = trainer(tiny["bert"], evaluate_every=1).train()
     assert position.best_step == 3
 
 
@@ -285,22 +239,22 @@ class Two(Strategy):
 
 def test_early_stopping_ends_only_the_phase(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = scripted(monkeypatch, [0.5, 0.4, 0.6, 0.5])
-    trainer = make(tiny["bert"], Two(), tmp_path, max_steps=9, evaluate_every=1, early_stopping=1)
-    position = trainer.train()
+    loop = trainer(tiny["bert"], Two(), tmp_path, max_steps=9, evaluate_every=1, early_stopping=1)
+    position = loop.train()
     assert position.strategy.finished == ["head", "all"]
     assert (position.step, position.best_step) == (4, 3)
     word = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(seen[0][word], seen[1][word]), "the first phase trains the head alone"
     assert not torch.equal(seen[1][word], seen[2][word])
-    assert equal(weights_of(trainer.model), seen[2])
+    assert equal(weights_of(loop.model), seen[2])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_max_steps_limits_all_phases_together(steps: int, tiny: dict[str, Path], tmp_path: Path) -> None:
     """Remaining steps are divided evenly among phases; the learning rate decays within each phase."""
-    trainer = make(tiny["bert"], Two(), tmp_path, max_steps=steps, warmup=0)
-    assert trainer.train().step == steps
-    assert trainer.planner.steps() == steps
+    loop = trainer(tiny["bert"], Two(), tmp_path, max_steps=steps, warmup=0)
+    assert loop.train().step == steps
+    assert loop.planner.steps() == steps
     rates = [line["learning_rate"] for line in log_of(tmp_path)]
     head = max(1, steps // 2)
     wanted = [(head - i) / head for i in range(head)] + [(steps - head - i) / (steps - head) for i in range(steps - head)]
@@ -312,7 +266,7 @@ def test_max_steps_limits_all_phases_together(steps: int, tiny: dict[str, Path],
 
 def test_gradients_are_clipped_to_max_grad_norm(tiny: dict[str, Path], tmp_path: Path, gradients: list[Weights]) -> None:
     for limit in (0, 0.01, 1000):
-        make(tiny["bert"], output=tmp_path / str(limit), max_steps=1, max_grad_norm=limit).train()
+        trainer(tiny["bert"], output=tmp_path / str(limit), max_steps=1, max_grad_norm=limit).train()
     logged = [log_of(tmp_path / str(limit))[0]["grad_norm"] for limit in (0, 0.01, 1000)]
     assert logged[0] == logged[1] == logged[2] > 0.01, "the norm that is logged is the one before"
     assert norm(gradients[0]) == norm(gradients[2]) == pytest.approx(logged[0], rel=1e-5)
@@ -320,15 +274,15 @@ def test_gradients_are_clipped_to_max_grad_norm(tiny: dict[str, Path], tmp_path:
 
 
 def test_label_smoothing_is_in_the_training_loss(tiny: dict[str, Path], tmp_path: Path) -> None:
-    trainer = make(tiny["bert"], output=tmp_path, max_steps=1, label_smoothing=0.2, dropout=0.0, attention_dropout=0.0)
+    loop = trainer(tiny["bert"], output=tmp_path, max_steps=1, label_smoothing=0.2, dropout=0.0, attention_dropout=0.0)
     with torch.no_grad():
-        trainer.model.get_parameter("classifier.weight").mul_(100)  # new weights are so small that smoothing hardly shows
-    rows = trainer.planner.window_plan().windows(0)[0]
-    batch = trainer.tables["train"].batch(rows)
+        loop.model.get_parameter("classifier.weight").mul_(100)  # new weights are so small that smoothing hardly shows
+    rows = loop.planner.window_plan().windows(0)[0]
+    batch = loop.tables["train"].batch(rows)
     labels = batch.pop("labels")
     with torch.inference_mode():
-        logits = trainer.model.eval()(**batch).logits
-    trainer.train()
+        logits = loop.model.eval()(**batch).logits
+    loop.train()
     logged = log_of(tmp_path)[0]["loss"]
     # Share 0.2 of the target is spread evenly over both classes.
     likely = logits.log_softmax(-1)
@@ -350,17 +304,17 @@ def test_gradient_checkpointing_gives_the_same_gradient(
     calls: list[list[int]] = []
     for checkpointing in (False, True):
         document = {"name": strategy, **STRATEGIES[strategy]}
-        trainer = make(
+        loop = trainer(
             tiny[family], strategy_from(document), max_steps=1, max_grad_norm=0, gradient_checkpointing=checkpointing,
             dropout=0.1, kernels="plain",
         )  # fmt: skip
-        del trainer.tables["validation"]
+        del loop.tables["validation"]
         mine: list[int] = []
-        for name, module in trainer.model.named_modules():
+        for name, module in loop.model.named_modules():
             if ".layer" in name and name.rpartition(".")[2] == "1":  # the second layer, which every strategy trains
                 inner = next(child for child in module.modules() if isinstance(child, nn.Linear))
                 inner.register_forward_pre_hook(lambda *_, mine=mine: mine.append(1))
-        trainer.train()
+        loop.train()
         calls.append(mine)
     assert calls[0]
     assert len(calls[1]) == 2 * len(calls[0]), "activations are computed again in the backward pass"
@@ -372,13 +326,13 @@ def test_gradient_checkpointing_gives_the_same_gradient(
 
 @pytest.mark.parametrize("family", CANNOT_RECOMPUTE)
 def test_unsupported_gradient_checkpointing_is_reported(family: str, tiny: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=rf"training\.gradient_checkpointing: found true.*{family} models .*allowed: false"):
-        make(tiny[family], gradient_checkpointing=True)
+    with refused("training.gradient_checkpointing: found true", f"{family} models", "allowed: false"):
+        trainer(tiny[family], gradient_checkpointing=True)
 
 
 def test_frozen_modules_run_without_dropout(tiny: dict[str, Path]) -> None:
-    trainer = make(tiny["bert"], strategy_from({"name": "partial", "frozen_layers": 1}), max_steps=2)
-    model: Any = trainer.model
+    loop = trainer(tiny["bert"], strategy_from({"name": "partial", "frozen_layers": 1}), max_steps=2)
+    model: Any = loop.model
     watched = {
         "embeddings": model.bert.embeddings.dropout,
         "fixed layer": model.bert.encoder.layer[0].output.dropout,
@@ -390,24 +344,24 @@ def test_frozen_modules_run_without_dropout(tiny: dict[str, Path]) -> None:
         module.register_forward_hook(
             lambda module, *_, name=name: modes[name].add(module.training) if torch.is_grad_enabled() else None
         )
-    trainer.train()
+    loop.train()
     assert modes == {"embeddings": {False}, "fixed layer": {False}, "trained layer": {True}, "head": {True}}
 
 
 def test_batches_respect_the_token_limit(tiny: dict[str, Path]) -> None:
-    trainer = make(tiny["bert"], batch_tokens=50, max_steps=None, epochs=1)
+    loop = trainer(tiny["bert"], batch_tokens=50, max_steps=None, epochs=1)
     sizes: list[int] = []
 
     def look(module: nn.Module, arguments: Any, named: dict[str, torch.Tensor]) -> None:
         if torch.is_grad_enabled():
             sizes.append(named["input_ids"].numel())
 
-    trainer.model.register_forward_pre_hook(look, with_kwargs=True)
-    position = trainer.train()
+    loop.model.register_forward_pre_hook(look, with_kwargs=True)
+    position = loop.train()
     assert len(sizes) == position.step > 5
     assert max(sizes) <= 50
     assert position.examples == 40, "each row once"
-    assert position.tokens == trainer.tables["train"].lengths.sum()
+    assert position.tokens == loop.tables["train"].lengths.sum()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -432,16 +386,16 @@ def test_moving_average_is_scored_and_saved(
     validated: bool, tiny: dict[str, Path], steps: list[Weights], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = scripted(monkeypatch, [0.1, 0.9])
-    trainer = make(tiny["bert"], ema=0.3, max_steps=4, evaluate_every=2)
+    loop = trainer(tiny["bert"], ema=0.3, max_steps=4, evaluate_every=2)
     if not validated:
-        del trainer.tables["validation"]
-    average = weights_of(trainer.model)
-    trainer.train()
+        del loop.tables["validation"]
+    average = weights_of(loop.model)
+    loop.train()
     assert len(steps) == 4
     for i, after in enumerate(steps, start=1):
         decay = min(0.3, (1 + i) / (10 + i))
         average = {name: decay * average[name] + (1 - decay) * after[name] for name in average}
-    left = weights_of(trainer.model)
+    left = weights_of(loop.model)
     assert all(torch.allclose(left[name], average[name], atol=1e-6) for name in average)
     assert not equal(left, steps[-1])
     if validated:
@@ -450,25 +404,23 @@ def test_moving_average_is_scored_and_saved(
 
 
 def test_moving_average_includes_weights_unfrozen_later(tiny: dict[str, Path], steps: list[Weights]) -> None:
-    trainer = make(tiny["bert"], Two(), ema=0.3, max_steps=4)
-    del trainer.tables["validation"]
-    trainer.train()
+    loop = trainer(tiny["bert"], Two(), ema=0.3, max_steps=4)
+    del loop.tables["validation"]
+    loop.train()
     word = "bert.embeddings.word_embeddings.weight"
     assert word not in steps[1]
-    assert not torch.equal(weights_of(trainer.model)[word], steps[-1][word])
+    assert not torch.equal(weights_of(loop.model)[word], steps[-1][word])
 
 
 def test_every_phase_uses_the_requested_precision(tiny: dict[str, Path]) -> None:
     """Accelerate marks a prepared model. If the mark remained, the second phase would compute in fp32."""
-    trainer = make(tiny["bert"], Two(), precision="bf16", max_steps=4)
+    loop = trainer(tiny["bert"], Two(), precision="bf16", max_steps=4)
     seen: list[torch.dtype] = []
-    trainer.model.classifier.register_forward_hook(
-        lambda module, _, output: seen.append(output.dtype) if module.training else None
-    )
-    trainer.train()
+    loop.model.classifier.register_forward_hook(lambda module, _, output: seen.append(output.dtype) if module.training else None)
+    loop.train()
     assert len(seen) == 4
     assert set(seen) == {torch.bfloat16}
-    assert "forward" not in vars(trainer.model), "and the model is as it was"
+    assert "forward" not in vars(loop.model), "and the model is as it was"
 
 
 def test_optimizer_state_survives_a_phase_without_its_weights(tiny: dict[str, Path]) -> None:
@@ -480,9 +432,9 @@ def test_optimizer_state_survives_a_phase_without_its_weights(tiny: dict[str, Pa
             done = len(state.finished)
             return Phase(f"{done}", trainable=(head, body, head)[done], following=2 - done) if done < 3 else None
 
-    trainer = make(tiny["bert"], HeadBodyHead(), max_steps=6)
-    trainer.train()
-    counted = {name: int(value) for name, value in trainer.checkpointer.optimizer_state.items() if name.endswith("/step")}
+    loop = trainer(tiny["bert"], HeadBodyHead(), max_steps=6)
+    loop.train()
+    counted = {name: int(value) for name, value in loop.checkpointer.optimizer_state.items() if name.endswith("/step")}
     assert counted["classifier.weight/step"] == 4
     assert counted["bert.embeddings.word_embeddings.weight/step"] == 2
 
@@ -493,14 +445,9 @@ def seeded(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path_factory: 
     folder = tmp_path_factory.mktemp("seeds")
     found = {}
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
-        run = fine_tune(
-            model=str(tiny["bert"]),
-            data={"train": str(sentiment["train"])},
-            task="text_classification",
-            training={"max_steps": 3, "seed": seed},
-            output_dir=folder / name,
-        )
-        found[name] = load_file(run.output_dir / "model/model.safetensors")
+        data, training = {"train": sentiment["train"]}, {"max_steps": 3, "seed": seed}
+        done = run(model=tiny["bert"], data=data, training=training, output_dir=folder / name)
+        found[name] = load_file(done.output_dir / "model/model.safetensors")
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_transfer import UserError, fine_tune
+from nlp_transfer import fine_tune
 from nlp_transfer.evaluation import metrics
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.model_evaluation import evaluate_model
-from tests.builders import sentiment_rows, write
+from tests.builders import refused, run, sentiment_rows, write
 from tests.helpers.seq2seq_models import PAIRS, save_tiny_seq2seq
 from tests.helpers.strategies import document, files
 
@@ -31,20 +32,22 @@ class Seen:
         return {"own": sum(a == b for a, b in zip(predictions, references, strict=True)) / len(references)}
 
 
-def settings(tiny: dict[str, Path], sentiment: dict[str, Path], output: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "model": str(tiny["bert"]),
-        "data": {"train": str(sentiment["train"]), "validation": str(sentiment["test"]), "test": str(sentiment["test"])},
-        "task": "text_classification",
-        "training": {"max_steps": 4, "evaluate_every": 2, "precision": "fp32"},
-        "output_dir": str(output),
-    } | more
+@pytest.fixture
+def train(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> Callable[..., Any]:
+    """A run with two evaluations and a test split."""
+
+    def train(*metrics: Any, output: str = "run", **training: Any) -> Any:
+        return run(
+            metrics, model=tiny["bert"], data=sentiment | {"validation": sentiment["test"]}, output_dir=tmp_path / output,
+            training={"max_steps": 4, "evaluate_every": 2, **training},
+        )  # fmt: skip
+
+    return train
 
 
-def test_function_in_results_log_and_card(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_function_in_results_log_and_card(train: Any, sentiment: dict[str, Path], tmp_path: Path) -> None:
     seen = Seen()
-    training = {"max_steps": 4, "evaluate_every": 2, "best_metric": "own", "precision": "fp32"}
-    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", training=training), metrics=[seen])
+    run = train(seen, best_metric="own")
     labels = [line.split(",")[1] for line in sentiment["test"].read_text().splitlines()[1:]]
     assert seen.calls[-1][1] == labels
     assert set(seen.calls[-1][0]) <= {"negative", "positive"}
@@ -61,10 +64,9 @@ def test_function_in_results_log_and_card(tiny: dict[str, Path], sentiment: dict
 
 def test_labels_keep_their_type(tiny: dict[str, Path], tmp_path: Path) -> None:
     rows = [(text, int(label == "positive")) for text, label in sentiment_rows(60)]
-    train, seen = write(tmp_path / "train.csv", rows), Seen()  # type: ignore[arg-type]
-    data = {"train": str(train), "validation_share": 0, "test": str(train)}
-    fine_tune(model=str(tiny["bert"]), data=data, task="text_classification", training={"max_steps": 1},
-              output_dir=tmp_path / "one", metrics=[seen])  # fmt: skip
+    train, seen = write(tmp_path / "train.csv", rows), Seen()
+    data = {"train": train, "test": train}
+    run([seen], model=tiny["bert"], data=data, training={"max_steps": 1}, output_dir=tmp_path / "one")
     assert seen.calls[-1][1] == [label for _, label in rows]
     assert {type(value) for call in seen.calls for part in call for value in part} == {int}
     source, seen = files(tmp_path / "data"), Seen()
@@ -78,17 +80,16 @@ def test_labels_keep_their_type(tiny: dict[str, Path], tmp_path: Path) -> None:
 
 def test_translations_are_texts(tmp_path: Path) -> None:
     model, train, seen = save_tiny_seq2seq("marian", tmp_path / "model"), tmp_path / "pairs.csv", Seen()
-    write(train, list(PAIRS), ("source", "target"))  # type: ignore[arg-type]
-    data = {"train": str(train), "validation": str(train)}
+    write(train, list(PAIRS), ("source", "target"))
+    data = {"train": train, "validation": train}
     task = {"name": "translation", "translated_rows": 3, "beams": 1}
-    training = {"max_steps": 1, "best_metric": "own"}
-    fine_tune(model=str(model), data=data, task=task, training=training, output_dir=tmp_path / "run", metrics=[seen])
+    run([seen], model=model, data=data, task=task, training={"max_steps": 1, "best_metric": "own"}, output_dir=tmp_path / "run")
     assert [len(references) for _, references in seen.calls[2:]] == [3, len(PAIRS)]
     assert seen.calls[-1][1] == [target for _, target in PAIRS]
     assert {type(text) for text in seen.calls[-1][0]} == {str}
 
 
-def test_lower_can_be_better(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_lower_can_be_better(train: Any) -> None:
     steps = {}
     for higher in (True, False):
         # Two trials, validation after 2 and 4 steps, validation and test at the end.
@@ -98,9 +99,7 @@ def test_lower_can_be_better(tiny: dict[str, Path], sentiment: dict[str, Path], 
             return {"own": next(values)}
 
         own.higher_is_better = higher  # type: ignore[attr-defined]
-        training = {"max_steps": 4, "evaluate_every": 2, "best_metric": "own"}
-        run = fine_tune(**settings(tiny, sentiment, tmp_path / str(higher), training=training), metrics=[own])
-        steps[higher] = run.result["train"]["best_step"]
+        steps[higher] = train(own, output=str(higher), best_metric="own").result["train"]["best_step"]
     assert steps == {True: 4, False: 2}
 
 
@@ -116,10 +115,8 @@ class Labels:
         return {self.key: np.float32(sum(int(cell) for cell in references))}
 
 
-def test_metric_objects_get_texts_or_ids(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    objects = [Labels(), Labels("accuracy"), metrics.load("mcc")]
-    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=objects)
-    values = run.metrics["test"]
+def test_metric_objects_get_texts_or_ids(train: Any) -> None:
+    values = train(Labels(), Labels("accuracy"), metrics.load("mcc")).metrics["test"]
     assert values["sum"] == values["labels/accuracy"] == 20  # half of 40 rows have label 1
     assert 0 <= values["accuracy"] <= 1
     assert values["matthews_correlation/mcc"] == values["mcc"]
@@ -148,22 +145,19 @@ def changing(predictions: list[Any], references: list[Any]) -> dict[str, float]:
         ("accuracy", ["'accuracy'", "function"]),
     ],
 )
-def test_wrong_results_are_refused_before_training(
-    metric: Any, facts: list[str], tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path
-) -> None:
-    with pytest.raises(UserError) as refused:
-        fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=[metric])
-    assert [fact for fact in ["metrics: ", *facts] if fact not in str(refused.value)] == []
+def test_wrong_results_are_refused_before_training(metric: Any, facts: list[str], train: Any, tmp_path: Path) -> None:
+    with refused("metrics: ", *facts):
+        train(metric)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_taken_name_and_unknown_best_metric(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'own'.*taken"):
-        fine_tune(**settings(tiny, sentiment, tmp_path / "run"), metrics=[Seen(), Seen()])
-    with pytest.raises(UserError, match=r"training.best_metric: found 'owm'.*did you mean 'own'.*accuracy"):
-        fine_tune(**settings(tiny, sentiment, tmp_path / "run", training={"best_metric": "owm"}), metrics=[Seen()])
-    with pytest.raises(UserError, match=r"training.best_metric: found 'own'.*fine_tune\(metrics="):
-        fine_tune(**settings(tiny, sentiment, tmp_path / "run", training={"best_metric": "own"}))
+def test_taken_name_and_unknown_best_metric(train: Any) -> None:
+    with refused("'own'", "taken"):
+        train(Seen(), Seen())
+    with refused("training.best_metric: found 'owm'", "did you mean 'own'", "accuracy"):
+        train(Seen(), best_metric="owm")
+    with refused("training.best_metric: found 'own'", "fine_tune(metrics="):
+        train(best_metric="own")
 
 
 def test_functions_cannot_change_rows_or_random_states() -> None:

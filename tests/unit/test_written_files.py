@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nlp_transfer import FineTuned, UserError, fine_tune
-from nlp_transfer.cli import cli
+from nlp_transfer import FineTuned
 from nlp_transfer.evaluation.metrics import compute_label_metrics, compute_regression_metrics, compute_translation_metrics
 from nlp_transfer.utils.atomic_files import apply_umask
 from nlp_transfer.utils.console import _duration, percent
-from tests.builders import sentiment_rows
+from tests.builders import refused, run, sentiment_rows, succeed
 
 pytestmark = pytest.mark.process
 
@@ -30,7 +29,7 @@ TASKS: dict[str, Any] = {
     "score": {"name": "regression", "label": "score"},
     "translation": {"name": "translation", "source": "text", "target": "other", "beams": 1},
 }
-RUN = {"max_steps": 6, "batch_size": 8, "precision": "fp32", "learning_rate": 1e-3}
+RUN = {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +59,15 @@ def runs(
     umask = os.umask(0o027)
     try:
         yield {
-            name: fine_tune(model=str(tiny["bert"]), data=tables, task=task, training=RUN, output_dir=folder / name)
+            name: run(model=tiny["bert"], data=tables, task=task, training=RUN, output_dir=folder / name)
             for name, task in TASKS.items()
         }
     finally:
         os.umask(umask)
 
 
-def predictions(run: FineTuned, split: str) -> pa.Table:
-    return pq.read_table(run.output_dir / "predictions" / f"{split}.parquet")
+def predictions(done: FineTuned, split: str) -> pa.Table:
+    return pq.read_table(done.output_dir / "predictions" / f"{split}.parquet")
 
 
 def recompute(name: str, table: pa.Table, labels: list[Any]) -> dict[str, float]:
@@ -101,9 +100,9 @@ TYPES = {"words": "string", "numbers": "int64", "pairs": "bool", "tags": "string
 def test_metrics_follow_from_the_predictions_on_disk(
     name: str, split: str, runs: dict[str, FineTuned], tables: dict[str, Any]
 ) -> None:
-    run, table = runs[name], predictions(runs[name], split)
+    table = predictions(runs[name], split)
     figures = recompute(name, table, LABELS.get(name, []))
-    expected = {metric: value for metric, value in run.metrics[split].items() if metric in figures}
+    expected = {metric: value for metric, value in runs[name].metrics[split].items() if metric in figures}
     if name == "tags":  # computed here from labels alone
         figures.pop("auc", None), expected.pop("auc", None)
     assert len(expected) >= (1 if name == "translation" else 3)
@@ -130,8 +129,7 @@ def test_the_predictions_on_disk_are_those_of_the_command(
 ) -> None:
     for name in ("numbers", "tags", "score"):
         output = tmp_path / f"{name}.parquet"
-        arguments = ["predict", str(runs[name].output_dir), "--input", tables["test"], "--output", str(output)]
-        cli.main(arguments, standalone_mode=False)
+        succeed("predict", runs[name].output_dir, "--input", tables["test"], "--output", output)
         written, table = pq.read_table(output), predictions(runs[name], "test")
         for column in {"prediction", "probability"} & set(table.column_names):
             found, wanted = table[column].to_pylist(), written[column].to_pylist()
@@ -141,17 +139,17 @@ def test_the_predictions_on_disk_are_those_of_the_command(
             assert table[column].type == written[column].type
 
 
-def test_rows_of_several_files_can_be_found_again_whatever_the_text_is_called(
+def test_predictions_name_the_file_and_row_of_each_input(
     tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = pd.read_parquet(tables["train"]).rename(columns={"text": "row"})
     for name, lines in (("a", ["a film,positive", ",positive", "b film,negative"]), ("b", ["c film,positive"])):
         (tmp_path / f"test-{name}.csv").write_text("\n".join(["row,label", *lines]) + "\n")
-    run = fine_tune(
-        model=str(tiny["bert"]), data={"train": train, "test": str(tmp_path / "test-*.csv"), "on_bad_rows": "skip"},
-        task={"name": "text_classification", "text": "row", "label": "label"}, training=RUN, output_dir=tmp_path / "run",
+    done = run(
+        model=tiny["bert"], data={"train": train, "test": tmp_path / "test-*.csv", "on_bad_rows": "skip"},
+        task={"text": "row", "label": "label"}, training=RUN, output_dir=tmp_path / "run",
     )  # fmt: skip
-    table = predictions(run, "test")
+    table = predictions(done, "test")
     assert table["row"].to_pylist() == ["a film", "b film", "c film"]
     assert [Path(file).name for file in table["file"].to_pylist()] == ["test-a.csv", "test-a.csv", "test-b.csv"]
     assert table["source_row"].to_pylist() == [2, 4, 2]
@@ -162,24 +160,24 @@ def test_rows_of_several_files_can_be_found_again_whatever_the_text_is_called(
 def test_strategies_of_every_kind_leave_predictions(
     strategy: Any, tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = fine_tune(
-        model=str(tiny["bert"]), data=tables, task=TASKS["words"], strategy=strategy, output_dir=tmp_path / "run",
-        training={"precision": "fp32"} | ({} if strategy == "prototypes" else {"max_steps": 4}),
-    )  # fmt: skip
-    table = predictions(run, "test")
+    training = {"max_steps": None if strategy == "prototypes" else 4}
+    done = run(
+        model=tiny["bert"], data=tables, task=TASKS["words"], strategy=strategy, training=training, output_dir=tmp_path / "run"
+    )
+    table = predictions(done, "test")
     assert table.num_rows == 20
     right = np.mean(np.array(table["reference"].to_pylist()) == np.array(table["prediction"].to_pylist()))
-    assert right == run.metrics["test"]["accuracy"]
+    assert right == done.metrics["test"]["accuracy"]
 
 
 def test_further_tasks_leave_predictions_and_a_card(tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path) -> None:
     further = {"name": "stars", "data": tables, "task": TASKS["score"]}
-    run = fine_tune(
-        model=str(tiny["bert"]), data=tables, task=TASKS["words"], strategy={"name": "multitask", "tasks": [further]},
+    done = run(
+        model=tiny["bert"], data=tables, task=TASKS["words"], strategy={"name": "multitask", "tasks": [further]},
         training=RUN, output_dir=tmp_path / "run",
     )  # fmt: skip
-    folder = run.output_dir / "tasks/stars"
-    expected = run.result["tasks"]["stars"]["metrics"]
+    folder = done.output_dir / "tasks/stars"
+    expected = done.result["tasks"]["stars"]["metrics"]
     assert {path.stem for path in (folder / "predictions").iterdir()} == {"validation", "test"}
     figures = recompute("score", pq.read_table(folder / "predictions/test.parquet"), [])
     assert figures == pytest.approx({name: expected["test"][name] for name in figures}, rel=1e-6, abs=1e-6)
@@ -191,27 +189,19 @@ def test_further_tasks_leave_predictions_and_a_card(tiny: dict[str, Path], table
 
 
 @pytest.mark.parametrize("column", ["reference", "prediction", "probability"])
-def test_an_input_that_is_called_like_a_written_column_is_refused_before_training(
+def test_an_input_named_like_a_written_column_is_refused(
     column: str, tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path
 ) -> None:
     frame = pd.read_parquet(tables["train"]).rename(columns={"text": column})
-    with pytest.raises(UserError, match=f"'{column}'"):
-        fine_tune(
-            model=str(tiny["bert"]), data={"train": frame}, task=TASKS["words"] | {"text": column}, output_dir=tmp_path / "run"
-        )
+    with refused(f"'{column}'"):
+        run(model=tiny["bert"], data={"train": frame}, task=TASKS["words"] | {"text": column}, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluate_writes_signatures_into_its_file(
-    runs: dict[str, FineTuned], tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    output = str(tmp_path / "figures.json")
-    cli.main(
-        ["evaluate", str(runs["translation"].output_dir), "--data.test", tables["test"], "--output", output],
-        standalone_mode=False,
-    )
-    printed, written = json.loads(capsys.readouterr().out), json.loads(Path(output).read_text())
+def test_evaluate_writes_signatures_into_its_file(runs: dict[str, FineTuned], tables: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    said = succeed("evaluate", runs["translation"].output_dir, "--data.test", tables["test"], "--output", output)
+    printed, written = json.loads(said[said.index("{") : said.rindex("}") + 1]), json.loads(output.read_text())
     assert written.pop("signatures") == runs["translation"].result["signatures"]
     assert "bleu" in runs["translation"].result["signatures"]
     assert printed == written
@@ -240,10 +230,8 @@ def test_files_have_the_permissions_of_the_umask(
         further = {"name": "stars", "data": tables, "task": TASKS["score"]}
         strategies = ["bitfit", "lora", {"name": "multitask", "tasks": [further]}]
         for i, strategy in enumerate(strategies):
-            fine_tune(
-                model=str(tiny["bert"]), data=tables, task=TASKS["words"], strategy=strategy,
-                training={**RUN, "max_steps": 2, "ema": 0.9}, output_dir=tmp_path / str(i),
-            )  # fmt: skip
+            training = {**RUN, "max_steps": 2, "ema": 0.9}
+            run(model=tiny["bert"], data=tables, strategy=strategy, training=training, output_dir=tmp_path / str(i))
     finally:
         os.umask(umask)
     found = seen | modes(tmp_path) | modes(runs["translation"].output_dir)
@@ -288,8 +276,8 @@ def test_a_run_prints_few_digits(
     tiny: dict[str, Path], tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frame = pd.concat([pd.read_parquet(tables["train"])] * 30)
-    fine_tune(
-        model=str(tiny["bert"]), data={"train": frame, "validation": tables["test"]}, task=TASKS["score"], strategy="bitfit",
+    run(
+        model=tiny["bert"], data={"train": frame, "validation": tables["test"]}, task=TASKS["score"], strategy="bitfit",
         training={**RUN, "max_steps": 1}, output_dir=tmp_path / "run",
     )  # fmt: skip
     shown = capsys.readouterr().err

@@ -31,7 +31,7 @@ from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training import validation_scores as validation
 from nlp_transfer.training.checkpointer import Checkpointer
 from nlp_transfer.training.position import Position
-from tests.builders import sentiment_rows, write
+from tests.builders import sentiment_rows, trainer, write
 from tests.helpers.models import WORDS
 
 ROWS = 75  # windows of 32: two full ones, and a last one of 11 rows that two processes and four micro-batches cannot share evenly
@@ -47,10 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"focal_gamma": 2.0, "class_weights": {"negative": 3.0, "positive": 0.5}, "label_smoothing": 0.1},
     },
     "oversample": {"task": {"name": "multi_label", "label": "tags"}, "training": {"oversample": "balanced", "focal_gamma": 1.0}},
-    "augment": {
-        "task": "text_classification",
-        "training": {"augment": {"drop": 0.2, "swap": 0.2, "mask": 0.2, "replace": 0.2}},
-    },
+    "augment": {"task": "text_classification", "training": {"augment": {"drop": 0.2, "swap": 0.2, "mask": 0.2, "replace": 0.2}}},
     "regression": {"task": {"name": "regression", "label": "score"}},
     "lora": {"task": "text_classification", "strategy": "lora"},
     "l2_sp": {"task": "text_classification", "strategy": {"name": "l2_sp", "alpha": 0.1, "beta": 10}},
@@ -206,17 +203,16 @@ def stops_early(checkpoint: Path, source: dict[str, str], output: Path, batch_si
 def without_folder(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Return the weights of this process after training without output, with the second of four evaluations the best."""
     from nlp_transfer.training import validation_scores as validation
-    from tests.unit.test_training import make
 
     figures = iter([0.5, 0.9, 0.6, 0.7])
     original = validation.score
     validation.score = lambda *_, **__: ({"accuracy": next(figures), "loss": 1.0}, {})
     try:
-        trainer = make(checkpoint, evaluate_every=1)
-        assert trainer.train().best_step == 2
+        loop = trainer(checkpoint, evaluate_every=1)
+        assert loop.train().best_step == 2
     finally:
         validation.score = original
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    return {name: p.detach().clone() for name, p in loop.model.named_parameters()}
 
 
 def evaluate(run: Path, source: dict[str, str]) -> dict[str, dict[str, float]]:

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer.cli import cli
-from nlp_transfer.commands.exit_status import run_command
-from tests.builders import sentiment_rows
+from tests.builders import exit_status, sentiment_rows
 
 GONE = object()  # as a setting's value: the setting is removed
 TRAIN = sentiment_rows(16)
@@ -121,15 +119,6 @@ def listing(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in folder.rglob("*")}
 
 
-def command(*arguments: str) -> int:
-    """The exit status of `nlp-transfer` with these arguments, run in this process."""
-    try:
-        run_command(lambda: cli.main(list(arguments), standalone_mode=False))
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 def missing(says: str, message: str) -> list[str]:
     """The facts that are not in the message, or not after the facts before them."""
     lost, rest = [], message
@@ -147,7 +136,7 @@ def check(case: Case, valid: dict[str, Any], capfd: pytest.CaptureFixture[str]) 
     prepare(case.settings, case.files, valid)
     before = listing(Path())
     capfd.readouterr()
-    status = command(*case.run)
+    status = exit_status(*case.run)
     out, message = capfd.readouterr()
     assert (status, out) == (2, ""), message
     assert "Traceback" not in message
