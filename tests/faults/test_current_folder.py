@@ -169,7 +169,7 @@ def test_a_hub_metric_is_not_a_file_of_the_current_folder(
         load_hub_metric(name, allow_hub_metrics=True)
 
 
-def test_a_part_of_something_on_the_hub_is_not_read_from_the_current_folder(stranger: Path) -> None:
+def test_a_hub_id_is_not_read_from_the_current_folder(stranger: Path) -> None:
     (stranger / "org/name").mkdir(parents=True)
     (stranger / "org/name/config.json").write_text("{}")
     assert find_model("org/name").is_folder

@@ -16,15 +16,11 @@ from nlp_transfer import fine_tune
 from nlp_transfer.experiments.runs import read_outcome
 from nlp_transfer.training import checkpointer, checkpoints
 from nlp_transfer.training.position import Position, read_position
-from tests.builders import sentiment_rows, write
+from tests.builders import Killed, sentiment_rows, stopped_at, write
 
 pytestmark = pytest.mark.model
 
 WRONG: list[Any] = [[], [5], -5, float("nan"), float("inf"), 2**70, 1e300, "5", "", None, True, {}, {"a": 1}]
-
-
-class Killed(Exception):  # noqa: N818  no error: what happens to a process
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +44,8 @@ def start(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Ca
 def unfinished(start: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed in its last phase; the newest two checkpoints are there."""
     folder = tmp_path_factory.mktemp("unfinished") / "run"
-    original, done = checkpoints.write_checkpoint, []
-
-    def write(*arguments: Any) -> Any:
-        if len(done) == 7:
-            raise Killed
-        done.append(original(*arguments))
-        return done[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpointer.checkpoints, "write_checkpoint", write)
-        with pytest.raises(Killed):
-            start(folder)
+    with stopped_at(7):
+        start(folder)
     return folder
 
 
@@ -117,8 +103,7 @@ def test_edited_fields_are_detected(unfinished: Path, start: Callable[[Path], An
         patch.setattr(checkpointer.Checkpointer, "resume", resume)
         with pytest.raises(Killed):
             start(run)
-    names = [name for name, _ in believed]
-    assert names == [""], "the state as it was written, and nothing else"
+    assert [name for name, _ in believed] == [""], "only the state as it was written"
 
 
 @pytest.mark.parametrize("what", ["{}", "[]", "null", '{"step": -5}', "[" * 100_000, "\\ud800", "no manifest entry"])

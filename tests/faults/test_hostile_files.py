@@ -27,6 +27,7 @@ from nlp_transfer.run.document import MAX_BYTES, merge, parse_overrides, read_do
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import LONGEST, UserError, did_you_mean
+from tests.builders import refused
 from tests.helpers.fuzz.cases import Case, attempt, replaced
 
 
@@ -109,14 +110,10 @@ READ = [
     Hostile("glob with too many stars", "in more than 20 parts", "*/" * 30 + "*.csv"),
     Hostile("half of a wide file", "looks like UTF-16", "a.txt", content("a.txt", "a text\n".encode("utf-16-le"))),
     Hostile("wide file, big end", "set data.encoding: utf-16-be", "a.txt", content("a.txt", "a text\n".encode("utf-16-be"))),
-    Hostile(
-        "half a character in UTF-7", "row 2, column 'text': '\\ud83d' is half of a character", "a.csv",
-        content("a.csv", b"text\n+2D0-\n"), {"encoding": "utf-7"},
-    ),
-    Hostile(
-        "many columns", f"found {MAX_COLUMNS + 1:,} columns; allowed: at most", "a.csv",
-        content("a.csv", ",".join(map(str, range(MAX_COLUMNS + 1)))),
-    ),
+    Hostile("half a character in UTF-7", "row 2, column 'text': '\\ud83d' is half of a character", "a.csv",
+        content("a.csv", b"text\n+2D0-\n"), {"encoding": "utf-7"}),
+    Hostile("many columns", f"found {MAX_COLUMNS + 1:,} columns; allowed: at most", "a.csv",
+        content("a.csv", ",".join(map(str, range(MAX_COLUMNS + 1))))),
     Hostile("key twice", "row 1: the key 'text' occurs twice", "a.jsonl", content("a.jsonl", '{"text": "a", "text": "b"}')),
     Hostile("key twice inside", "row 1: the key 'b' occurs twice", "a.jsonl", content("a.jsonl", '{"text": [{"b": 1, "b": 1}]}')),
     Hostile("deep", f"more than {MAX_DEPTH} deep", "a.jsonl", content("a.jsonl", deep(MAX_DEPTH + 1))),
@@ -125,10 +122,8 @@ READ = [
     Hostile("line without end", f"row 2: is longer than {MAX_ROW:,} characters", "a.txt", sparse("a.txt")),
     Hostile("row of JSON without end", f"row 1: is longer than {MAX_ROW:,} characters", "a.jsonl", sparse("a.jsonl", b"{")),
     Hostile("cell without end", f"row 2 (up to line 1): is longer than {MAX_ROW:,} characters", "a.csv", sparse("a.csv")),
-    Hostile(
-        "quote without end", "If a quote is not closed: allowed: quotes that are closed", "a.csv",
-        content("a.csv", 'text\n"' + ("x" * 99 + "\n") * (MAX_ROW // 99)),
-    ),
+    Hostile("quote without end", "allowed: quotes that are closed", "a.csv",
+        content("a.csv", 'text\n"' + ("x" * 99 + "\n") * (MAX_ROW // 99))),
     Hostile("text without end", f"1.txt: is longer than {MAX_ROW:,} characters", "d", classes(sparse("1.txt"))),
     Hostile("date after all years", "a.parquet, at or after row 1: cannot", "a.parquet", parquet(pa.array([10**7], pa.date32()))),
     Hostile("time too long", "cannot be read as Parquet", "a.parquet", parquet(pa.array([2**62], pa.duration("s")))),
@@ -165,7 +160,7 @@ def test_class_that_is_no_text(tmp_path: Path) -> None:
     os.makedirs(folder)
     with open(folder + b"/1.txt", "w") as file:
         file.write("x")
-    with pytest.raises(UserError, match="the name of the folder: byte 0xff is not utf-8"):
+    with refused("name of the folder", "byte 0xff is not utf-8"):
         read_rows(str(tmp_path / "d"), "train", DataConfig(), ["text", "label"])
 
 
@@ -177,7 +172,7 @@ def test_globs_do_not_run_in_circles(tmp_path: Path) -> None:
     run = Case("glob", lambda: read_rows(f"{tmp_path}/**/*.csv", "train", DataConfig(), ["text"]), ())
     assert attempt(run) == "returned"
     assert globs.expand("**/*.csv", f"{tmp_path}/") == [f"{tmp_path}/a/1.csv"]
-    with replaced(globs, "MAX_ENTRIES", 2), pytest.raises(UserError, match="visits more than 2 files"):
+    with replaced(globs, "MAX_ENTRIES", 2), refused("more than 2 files"):
         globs.expand(f"{tmp_path}/**")
 
 
@@ -256,9 +251,9 @@ def test_both_readings_of_a_path_are_named(place: Any, capfd: pytest.CaptureFixt
     assert "'data[2024]' is read as a pattern" in said
     assert "data2/a.csv" in said
     Path("data[2024]").mkdir()
-    with pytest.raises(UserError, match=r"data\[2024\] exists and is read literally; as a pattern, .* would also match data2"):
+    with refused("data[2024]", "read literally", "would also match data2"):
         texts_of("data[2024]/*.csv")
-    with pytest.raises(UserError, match=r"'b\[1\].csv' is read as a pattern, .* exactly that name: nothing matches"):
+    with refused("'b[1].csv'", "read as a pattern", "nothing matches"):
         texts_of("only/b[1].csv")
     capfd.readouterr()
     place("data[2024]/b.csv")
@@ -289,7 +284,7 @@ def test_split_of_a_hub_id_may_have_brackets(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_model_of_a_home_that_nobody_has() -> None:
-    with pytest.raises(UserError, match="there is no folder '~nobody-here/model'"):
+    with refused("no folder '~nobody-here/model'"):
         find_model("~nobody-here/model")
 
 
@@ -312,10 +307,8 @@ def test_file_that_changes_while_it_is_read(how: str, side: bool, tmp_path: Path
     source: Any = {"source": str(path), "target": str(other)} if side else str(path)
     wanted = ["source", "target"] if side else ["text"]
     module: Any = sys.modules["nlp_transfer.data.sources.aligned_files"] if side else wheels
-    with replaced(module, "sha256_of", change), pytest.raises(UserError) as error:
+    with replaced(module, "sha256_of", change), refused(path, "cannot be read" if how == "vanishes" else "was changed"):
         read_rows(source, "train", DataConfig(), wanted)
-    assert str(path) in str(error.value)
-    assert ("cannot be read" if how == "vanishes" else "was changed while it was read") in str(error.value)
 
 
 def test_empty_objects_are_rows_wherever_a_batch_ends(tmp_path: Path) -> None:
@@ -344,7 +337,7 @@ def test_new_keys_in_each_row_do_not_fill_the_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr(json_rows, "MAX_COLUMNS", 5)
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"{i}": 1}}\n' for i in range(9)))
-    with pytest.raises(UserError, match="row 6: found 6 columns; allowed: at most 5"):
+    with refused("row 6", "found 6 columns", "at most 5"):
         list(read_table(path, DataConfig(), 2))
 
 
@@ -353,7 +346,7 @@ def test_row_as_long_as_may_be(tmp_path: Path) -> None:
     path.write_text("x" * (MAX_ROW - 1) + "\n" + "y\n")
     assert [len(text) for batch in read_table(path, DataConfig()) for text in batch.columns["text"]] == [MAX_ROW - 1, 1]
     path.write_text("x" * MAX_ROW + "\n")
-    with pytest.raises(UserError, match="row 1: is longer than"):
+    with refused("row 1", "longer than"):
         list(read_table(path, DataConfig()))
 
 
@@ -421,9 +414,8 @@ def field_set(archive: bytes, offset: int, form: str, value: int) -> bytes:
     ids="no-name nul dot below-a-file long pipe compression encrypted bomb lzma bzip2".split(),
 )
 def test_wheel_is_refused(archive: bytes, says: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
+    with refused(says):
         fetch(archive, tmp_path)
-    assert says in str(error.value)
     assert not list(tmp_path.rglob("*.csv"))
 
 
@@ -432,7 +424,7 @@ def test_recorded_hash_that_is_damaged_lets_nothing_through(record: bytes, tmp_p
     fetch(wheel(), tmp_path, "d/a.csv")
     (tmp_path / "wheels/toy-1.0/sha256").write_bytes(record)
     (tmp_path / "wheels/toy-1.0" / WHEEL).write_bytes(wheel("d/other.csv"))
-    with pytest.raises(UserError, match=r"the hash recorded in .* is damaged"):
+    with refused("hash", str(tmp_path), "is damaged"):
         fetch(wheel(), tmp_path, "d")
 
 
@@ -481,7 +473,7 @@ def test_settings_are_refused(text: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     assert attempt(Case("settings", lambda: read_document(path), (says,))) == "refused"
-    with pytest.raises(UserError, match=str(path)):
+    with refused(path):
         read_document(path)
 
 
@@ -516,13 +508,12 @@ def test_anchors_merges_and_a_lone_equals_sign_are_read(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_flags_are_refused(flags: list[str], says: str) -> None:
-    with pytest.raises(UserError) as error:
+    with refused(says):
         merge({"strategy": ["lora"]}, parse_overrides(flags))
-    assert says in str(error.value)
 
 
 def test_position_in_an_empty_list() -> None:
-    with pytest.raises(UserError, match="no position: the list is empty"):
+    with refused("no position", "empty"):
         merge({"strategy": []}, parse_overrides(["--strategy.0", "x"]))
 
 
@@ -535,5 +526,5 @@ def test_dropped_settings_may_have_any_names() -> None:
 
 @pytest.mark.parametrize("task", [["regression"], [{"name": "regression"}], [], [[]]])
 def test_list_of_tasks(task: Any) -> None:
-    with pytest.raises(UserError, match=r"  - task: found \[.*; allowed: settings by name"):
+    with refused("task: found [", "allowed: settings by name"):
         resolve({"model": "m", "data": {"train": "a.csv"}, "task": task, "output_dir": "run"})

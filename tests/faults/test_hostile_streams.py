@@ -16,7 +16,8 @@ from nlp_transfer import fine_tune
 from nlp_transfer.data.sources import table_reader
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.inference.writers import Writer
-from tests.faults.test_bad_input import command, listing
+from tests.builders import exit_status
+from tests.helpers.mistakes.case import listing
 from tests.helpers.seq2seq_models import PAIRS
 
 pytestmark = pytest.mark.process
@@ -113,7 +114,7 @@ def test_damaged_input_leaves_no_output(
     for name, make, says in BROKEN:
         make(place)
         before = listing(place) if (place / name).is_file() and not (place / name).is_symlink() else None
-        status = command(does, does, "--input", name, "--output", output)
+        status = exit_status(does, does, "--input", name, "--output", output)
         said = capfd.readouterr().err
         assert (status, says in said, "Traceback" in said) == (2, True, False), f"{name}, {says}: {said}"
         assert not (place / output).parent.joinpath(Path(output).name).exists()
@@ -132,7 +133,7 @@ def test_a_damaged_row_is_skipped(
     column = "translation" if does == "translate" else "prediction"
     for name, make, says in MARKED:
         make(place)
-        status = command(does, does, "--input", name, "--output", output)
+        status = exit_status(does, does, "--input", name, "--output", output)
         said = capfd.readouterr().err
         assert (status, says in said, "1 of 13 rows have no prediction" in said) == (0, True, True), f"{name}, {says}: {said}"
         rows = pq.read_table(output).to_pylist() if output == "out.parquet" else read_lines(place / output)
@@ -166,7 +167,7 @@ def test_input_that_disappears(
         monkeypatch.setattr(table_reader, "check_regular", gone)
     else:
         monkeypatch.setattr(table_reader, "open_text", closed)
-    assert command(does, does, "--input", "in.csv", "--output", "out.csv") == 2
+    assert exit_status(does, does, "--input", "in.csv", "--output", "out.csv") == 2
     assert "in.csv: cannot be read (" in capfd.readouterr().err
     assert not (place / "out.csv").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,19 +11,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from nlp_transfer import UserError, fine_tune
+from nlp_transfer import fine_tune
 from nlp_transfer.training import checkpoints, gradient, validation_scores
 from nlp_transfer.training.gradient import WindowGradient
 from nlp_transfer.training.interruption import Signals
 from nlp_transfer.training.trainer import Trainer, TrainingError
 from nlp_transfer.utils import atomic_files
 from nlp_transfer.utils.interrupts import Interrupted
-from tests.builders import sentiment_rows, write
+from tests.builders import refused, sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -46,6 +48,20 @@ def run(tiny: dict[str, Path], source: Path, tmp_path: Path) -> Callable[..., An
     return begin
 
 
+@pytest.fixture
+def interrupted(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Start a run that a signal ends during an optimizer step."""
+
+    def begin(step: int, number: int = signal.SIGTERM, name: str = "broken", **settings: Any) -> Interrupted:
+        with monkeypatch.context() as patch:
+            at_step(patch, step, lambda: os.kill(os.getpid(), number))
+            with pytest.raises(Interrupted) as caught:
+                run(name, **settings)
+        return caught.value
+
+    return begin
+
+
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], Any], times: int = 1) -> None:
     """Do something during an optimizer step, before its gradient is computed."""
     original, left = gradient.seed_step, [times]
@@ -59,14 +75,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], Any],
     monkeypatch.setattr(gradient, "seed_step", seed)
 
 
-def same_model(one: Any, other: Any) -> bool:
+def assert_same_model(one: Any, other: Any, rtol: float = 0, atol: float = 0) -> None:
     first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (one, other))
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    torch.testing.assert_close(first, second, rtol=rtol, atol=atol)
 
 
-def steps_of(folder: Path) -> list[tuple[int, bool]]:
-    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return [(line["step"], "validation" in line) for line in lines]
+def assert_same_log(one: Any, other: Any) -> None:
+    first, second = ([*map(json.loads, (run.output_dir / "log.jsonl").read_text().splitlines())] for run in (one, other))
+    assert [(line["step"], "validation" in line) for line in first] == [(line["step"], "validation" in line) for line in second]
 
 
 # --- signals
@@ -75,21 +91,20 @@ def steps_of(folder: Path) -> list[tuple[int, bool]]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 8), (signal.SIGTERM, 17)])
 def test_signal_ends_a_run_that_resumes_exactly(
-    strategy: str, number: signal.Signals, step: int, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    strategy: str, number: signal.Signals, step: int, run: Callable[..., Any], interrupted: Callable[..., Any], tmp_path: Path
 ) -> None:
     straight = run("straight", strategy=strategy)
     before = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        at_step(patch, step, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(Interrupted, match=rf"step {step + 1} is saved.*resume") as caught:
-            run("broken", strategy=strategy)
-    assert caught.value.status == 128 + number
+    caught = interrupted(step, number, strategy=strategy)
+    assert f"step {step + 1}" in str(caught)
+    assert "resume" in str(caught)
+    assert caught.status == 128 + number
     assert signal.getsignal(number) is before, "the handler of the caller is back"
     assert checkpoints.read_pointer(tmp_path / "broken/checkpoints", "last") == f"step-{step + 1}"
     resumed = run("broken", strategy=strategy)
     assert resumed.metrics == straight.metrics
-    assert same_model(straight, resumed)
-    assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
+    assert_same_model(straight, resumed)
+    assert_same_log(straight, resumed)
 
 
 def test_evaluation_ended_by_a_signal_is_repeated(
@@ -111,8 +126,8 @@ def test_evaluation_ended_by_a_signal_is_repeated(
     assert state["history"] == []
     resumed = run("broken", ema=0.9, early_stopping=9)
     assert resumed.metrics == straight.metrics
-    assert same_model(straight, resumed)
-    assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
+    assert_same_model(straight, resumed)
+    assert_same_log(straight, resumed)
 
 
 def test_signal_before_the_first_step_ends_a_run(
@@ -225,24 +240,20 @@ def test_out_of_memory_splits_micro_batches(
     assert shown.count("out of memory") == 2, "it is remembered"
     assert max(device.seen) == 2
     assert cut.result["train"]["steps"] == 6
-    first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (straight, cut))
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
+    assert_same_model(straight, cut, rtol=1e-4, atol=1e-5)
 
 
 def test_split_of_micro_batches_is_resumed(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Any], interrupted: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         Small(patch, 4, MemoryError)
         straight = run("straight")
-        at_step(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Interrupted):
-            run("broken")
+        interrupted(7)
     capsys.readouterr()
     resumed = run("broken")
     assert "out of memory" not in capsys.readouterr().err
-    assert same_model(straight, resumed)
+    assert_same_model(straight, resumed)
 
 
 def test_out_of_memory_with_one_row_ends_training(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +298,7 @@ def test_nan_loss_leaves_a_good_checkpoint(run: Callable[..., Any], monkeypatch:
             run("broken")
     assert checkpoints.read_pointer(tmp_path / "broken/checkpoints", "last") == "step-7"
     resumed = run("broken")
-    assert same_model(straight, resumed), "nothing of the broken step is in what was kept"
+    assert_same_model(straight, resumed)  # nothing of the broken step was kept
 
 
 # --- disk
@@ -316,7 +327,7 @@ def test_run_waits_while_the_disk_is_full(
         patch.setattr(atomic_files, "PAUSE", 0.0)
         waited = run("waited")
     assert capsys.readouterr().err.count("the disk is full; waiting for free space to write the checkpoint of step 3") == 1
-    assert same_model(straight, waited)
+    assert_same_model(straight, waited)
 
 
 @pytest.mark.parametrize("ended_by", ["time", "signal"])
@@ -335,7 +346,7 @@ def test_full_disk_keeps_the_previous_checkpoint(
     folder = tmp_path / "broken/checkpoints"
     assert not list(folder.glob(".part*"))
     assert checkpoints.newest_intact(folder) == (folder / "step-5", [])
-    assert same_model(straight, run("broken"))
+    assert_same_model(straight, run("broken"))
 
 
 def test_all_errors_of_a_full_disk_are_recognized() -> None:
@@ -354,11 +365,8 @@ def test_all_errors_of_a_full_disk_are_recognized() -> None:
 
 
 @pytest.fixture
-def unfinished(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    with monkeypatch.context() as patch:
-        at_step(patch, 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Interrupted):
-            run("broken", ema=0.9)
+def unfinished(interrupted: Callable[..., Any], tmp_path: Path) -> Path:
+    interrupted(12, ema=0.9)
     return tmp_path / "broken/checkpoints"
 
 
@@ -375,8 +383,6 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_any_damaged_checkpoint_file_is_survived(
     unfinished: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    import shutil
-
     straight = run("straight", ema=0.9)
     files = sorted(path.name for path in (unfinished / "step-13").iterdir())
     assert files == ["average.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
@@ -394,7 +400,7 @@ def test_any_damaged_checkpoint_file_is_survived(
                 file == "manifest.json" and damage == "flipped" and "step-13 is skipped" in shown
             ), (file, damage, shown)
             assert f"resuming from {again / 'checkpoints/step-10'}" in shown
-            assert same_model(straight, resumed), (file, damage)
+            assert_same_model(straight, resumed)
             shutil.rmtree(again)
 
 
@@ -413,52 +419,45 @@ def test_newest_and_best_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 def test_resume_modes(unfinished: Path, run: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match=r"found must; .* holds no unfinished run"):
+    with refused("found must", "no unfinished run"):
         run("new", resume="must")
     assert not (unfinished.parent.parent / "new").exists()
-    with pytest.raises(UserError, match=r"found never; .* holds an unfinished run"):
+    with refused("found never", "an unfinished run"):
         run("broken", resume="never", ema=0.9)
-    with pytest.raises(UserError, match="allowed: auto, must, never"):
+    with refused("sometimes", "auto, must, never"):
         run("new", resume="sometimes")
     assert run("broken", resume="must", ema=0.9).result["train"]["steps"] == 18
-    with pytest.raises(UserError, match="already holds a finished run"):
+    with refused("a finished run"):
         run("broken", resume="must", ema=0.9)
 
 
 def test_two_runs_cannot_use_one_folder(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    refused: list[str] = []
+    tried: list[str] = []
 
     def second() -> None:
-        with pytest.raises(UserError) as caught:
+        with refused(str(tmp_path / "one"), "another process"):
             run("one", max_steps=2)
-        refused.append(str(caught.value))
+        tried.append("second")
 
-    with monkeypatch.context() as patch:
-        at_step(patch, 1, second)
-        assert run("one", max_steps=2).result["train"]["steps"] == 2
-    assert len(refused) == 1
-    assert "another process is using" in refused[0]
+    at_step(monkeypatch, 1, second)
+    assert run("one", max_steps=2).result["train"]["steps"] == 2
+    assert tried == ["second"]
     assert not (tmp_path / "one/.lock").exists()
 
 
 def test_run_resumes_with_another_batch_split(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run: Callable[..., Any], interrupted: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     still = {"dropout": 0, "attention_dropout": 0, "precision": "fp32"}
     straight = run("straight", **still)
-    with monkeypatch.context() as patch:
-        at_step(patch, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Interrupted):
-            run("broken", **still)
-    with pytest.raises(UserError, match=r"training\.batch_size: 8 before, 4 now"):
+    interrupted(8, **still)
+    with refused("training.batch_size: 8 before, 4 now"):
         run("broken", **still, batch_size=4)
     capsys.readouterr()
     resumed = run("broken", **still, batch_size=4, gradient_accumulation_steps=2)
     assert "training.batch_size 8 before, 4 now; each step sees the same rows" in capsys.readouterr().err
     assert resumed.result["train"]["steps"] == 18
-    first, second = (load_file(run.output_dir / "model/model.safetensors") for run in (straight, resumed))
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+    assert_same_model(straight, resumed, rtol=1e-3, atol=1e-4)
 
 
 def test_other_package_versions_only_give_a_warning(
@@ -477,21 +476,20 @@ def test_repeated_evaluation_is_logged_once(run: Callable[..., Any], monkeypatch
     straight = run("straight", learning_rate=1e-9)
     original = validation_scores.score
     with monkeypatch.context() as patch:
-        at_step(
-            patch,
-            5,
-            lambda: patch.setattr(validation_scores, "score", lambda *a, **b: os.kill(os.getpid(), 15) or original(*a, **b)),
-        )
+        score = lambda *a, **b: os.kill(os.getpid(), signal.SIGTERM) or original(*a, **b)  # noqa: E731
+        at_step(patch, 5, lambda: patch.setattr(validation_scores, "score", score))
         with pytest.raises(Interrupted, match="step 6 is saved"):
             run("broken", learning_rate=1e-9)
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: (_ for _ in ()).throw(ZeroDivisionError))
         with pytest.raises(ZeroDivisionError):
             run("broken", learning_rate=1e-9)
-    assert (6, True) in steps_of(tmp_path / "broken")
+    lines = [json.loads(line) for line in (tmp_path / "broken/log.jsonl").read_text().splitlines()]
+    assert any(line["step"] == 6 and "validation" in line for line in lines)
     assert (tmp_path / "broken/checkpoints/step-6").is_dir()
-    assert same_model(straight, run("broken", learning_rate=1e-9))
-    assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "broken")
+    resumed = run("broken", learning_rate=1e-9)
+    assert_same_model(straight, resumed)
+    assert_same_log(straight, resumed)
 
 
 def test_model_and_log_wait_while_the_disk_is_full(
@@ -509,41 +507,37 @@ def test_model_and_log_wait_while_the_disk_is_full(
             left[0] -= 1
             raise OSError(28, "No space left on device")
 
-    class Full:
-        """A file that accepts half a line."""
+    def full(path: Path) -> Any:
+        """Open a file that accepts half a line at first."""
 
-        def __init__(self, path: Path) -> None:
-            self.file = opened(path)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-        def write(self, line: bytes) -> int:
+        def write(line: bytes) -> int:
             if tries[0]:
                 tries[0] -= 1
-                self.file.write(b'{"half a li')
+                file.write(b'{"half a li')
                 raise OSError(28, "No space left on device")
-            return self.file.write(line)
+            return file.write(line)
+
+        file = opened(path)
+        wrapped = MagicMock(wraps=file)
+        wrapped.write, wrapped.__enter__.return_value = write, wrapped
+        wrapped.__exit__.side_effect = file.__exit__
+        return wrapped
 
     with monkeypatch.context() as patch:
         patch.setattr(atomic_files, "PAUSE", 0.0)
         patch.setattr(BertForSequenceClassification, "save_pretrained", save)
-        patch.setattr(atomic_files, "open_for_append", Full)
+        patch.setattr(atomic_files, "open_for_append", full)
         waited = run("waited", max_steps=4)
     shown = capsys.readouterr().err
     assert "waiting for free space to write the model" in shown
     assert "waiting for free space to write log.jsonl" in shown
-    assert steps_of(tmp_path / "straight") == steps_of(tmp_path / "waited")
-    assert same_model(straight, waited)
+    assert_same_log(straight, waited)
+    assert_same_model(straight, waited)
 
 
-def test_clock_set_back_changes_nothing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_set_back_changes_nothing(
+    run: Callable[..., Any], interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     straight = run("straight", max_steps=6)
     real, asked = time.time, [0]
 
@@ -551,12 +545,9 @@ def test_clock_set_back_changes_nothing(run: Callable[..., Any], monkeypatch: py
         asked[0] += 1
         return real() - 3600.0 * asked[0]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "time", back)
-        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Interrupted):
-            run("back", max_steps=6)
-        resumed = run("back", max_steps=6)
-    assert same_model(straight, resumed)
+    monkeypatch.setattr(time, "time", back)
+    interrupted(3, name="back", max_steps=6)
+    resumed = run("back", max_steps=6)
+    assert_same_model(straight, resumed)
     assert resumed.result["train"]["seconds"] >= 0
     assert resumed.result["train"]["examples_per_second"] > 0

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from nlp_transfer import UserError
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.inference.model_evaluation import check_metrics_file
 from nlp_transfer.inference.output_journal import MARK, ChunkPredictions, OutputFile, _digest
@@ -20,6 +19,7 @@ from nlp_transfer.security.file_locks import LOCKED, LONGEST_LOCK, lock_target, 
 from nlp_transfer.training import checkpoints
 from nlp_transfer.training.run_log import RunLog
 from nlp_transfer.utils import atomic_files
+from tests.builders import refused
 
 BATCH = Batch({"text": ["a", "b"]}, 1, 2)
 RECORD = {
@@ -86,19 +86,19 @@ def test_a_record_of_another_form_and_all_after_it_are_dropped(kind: str, tmp_pa
     assert (answer, left) == (None, HEADER + good)
 
 
-def test_a_record_with_the_digest_of_a_window_of_another_size_is_not_used(tmp_path: Path) -> None:
+def test_a_record_of_another_size_is_not_used(tmp_path: Path) -> None:
     other = RECORD | {"rows": 1, "columns": {"prediction": ["x"]}, "faults": []}
     assert find(tmp_path, json.dumps(other) + "\n")[0] is None
 
 
 @pytest.mark.parametrize("header", [DEEP, json.dumps([MARK]), json.dumps(MARK), "5"], ids=["deep", "list", "text", "number"])
 def test_a_first_line_of_another_form_is_not_ours(header: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a journal of predictions"):
+    with refused("not a journal of predictions"):
         find(tmp_path, header=header + "\n")
     assert (tmp_path / ".out.csv.partial").read_text() == header + "\n"
 
 
-def test_no_more_than_one_record_is_held_and_longer_ones_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_records_are_neither_held_nor_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = json.dumps(RECORD) + "\n"
     monkeypatch.setattr("nlp_transfer.inference.output_journal.LONGEST", len(line))
     answer, left = find(tmp_path, line, "x" * len(line) + line)
@@ -115,7 +115,7 @@ def test_a_lock_that_is_too_large_is_not_ours(size: int, tmp_path: Path) -> None
     lock = tmp_path / ".out.lock"
     lock.write_bytes(LOCKED)
     os.truncate(lock, size)
-    with pytest.raises(UserError, match="is not a lock of this program"):
+    with refused("not a lock of this program"):
         lock_target(tmp_path / "out")
     assert lock.stat().st_size == size
 
@@ -137,26 +137,26 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["link", "lost link", "pipe"])
 @pytest.mark.parametrize("name", [name for name in RUN_FILES if name not in ("config.yaml", "result.json", "checkpoints")])
-def test_a_name_of_an_unfinished_run_that_is_taken_by_a_link_or_a_pipe_is_refused(name: str, kind: str, run: Path) -> None:
+def test_a_link_or_a_pipe_in_an_unfinished_run_is_refused(name: str, kind: str, run: Path) -> None:
     RunFolder(str(run)).check()
     plant(run / name, kind, run.parent / ("victim" if kind == "link" else "nowhere"))
-    with pytest.raises(UserError, match=rf"{run} holds {name} as a link"):
+    with refused(run, name, "link"):
         RunFolder(str(run)).check()
 
 
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_a_lost_link_is_refused_like_a_file_where_a_run_begins(name: str, tmp_path: Path) -> None:
     (tmp_path / name).symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=f"already holds {name}"):
+    with refused("already holds", name):
         RunFolder(str(tmp_path)).check()
 
 
-def test_checkpoints_behind_a_link_are_refused_and_a_run_behind_one_is_not(run: Path) -> None:
+def test_checkpoints_behind_a_link_are_refused(run: Path) -> None:
     (run.parent / "link").symlink_to(run)
     RunFolder(str(run.parent / "link")).check()
     (run / "checkpoints").rename(run.parent / "elsewhere")
     (run / "checkpoints").symlink_to(run.parent / "elsewhere")
-    with pytest.raises(UserError, match="holds checkpoints as a link"):
+    with refused(run, "checkpoints", "link"):
         RunFolder(str(run)).check()
 
 
@@ -174,7 +174,7 @@ def test_only_what_checkpoints_wrote_themselves_is_removed(run: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "model.safetensors", "average.safetensors"])
-def test_a_checkpoint_with_a_link_or_a_pipe_is_passed_over(name: str, kind: str, run: Path) -> None:
+def test_a_checkpoint_with_a_link_or_a_pipe_is_skipped(name: str, kind: str, run: Path) -> None:
     """`average.safetensors` is not named in the manifest."""
     newest, copy = run / "checkpoints/step-2", run.parent / name
     copy.write_bytes((newest / name).read_bytes() if (newest / name).exists() else b"")
@@ -185,7 +185,7 @@ def test_a_checkpoint_with_a_link_or_a_pipe_is_passed_over(name: str, kind: str,
     assert name in note
 
 
-def test_a_checkpoint_behind_a_link_is_passed_over(run: Path) -> None:
+def test_a_checkpoint_behind_a_link_is_skipped(run: Path) -> None:
     (run / "checkpoints/step-3").symlink_to("step-2")
     whole, [note] = checkpoints.newest_intact(run / "checkpoints")
     assert whole == run / "checkpoints/step-2"
@@ -207,7 +207,7 @@ def test_a_log_that_is_a_link_or_a_pipe_is_refused(kind: str, tmp_path: Path) ->
     victim = tmp_path / "victim"
     victim.write_text("mine\n")
     plant(tmp_path / "log.jsonl", kind, victim if kind == "link" else tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"log\.jsonl: is not the log of a run"):
+    with refused("log.jsonl", "not the log of a run"):
         RunLog(Accelerator(cpu=True), tmp_path).drop_after(1)
     assert victim.read_text() == "mine\n"
 
@@ -223,20 +223,18 @@ def test_a_record_is_read_up_to_its_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link to itself", "pipe", "folder"])
-def test_a_file_of_figures_that_cannot_be_written_is_refused_before_the_work(kind: str, tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_written_are_refused_first(kind: str, tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
     make: dict[str, Callable[[], Any]] = {
         "link to itself": lambda: output.symlink_to(output), "pipe": lambda: os.mkfifo(output), "folder": output.mkdir,
     }  # fmt: skip
     make[kind]()
-    with pytest.raises(UserError, match=r"--output: .*figures\.json"):
+    with refused("--output", "figures.json"):
         check_metrics_file(output, overwrite=True)
 
 
 @pytest.mark.parametrize("error", ["EPERM", "EACCES", "EXDEV", "EINVAL", "EPROTO"])
-def test_where_there_are_no_hard_links_files_are_renamed_and_none_is_replaced(
-    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_hard_links_no_file_is_replaced(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*_: Any) -> None:
         raise OSError(getattr(errno, error), "no hard links")
 

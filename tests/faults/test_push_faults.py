@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from nlp_transfer import UserError, fine_tune, push
 from nlp_transfer.hub import package
 from nlp_transfer.hub.package import make_package
+from tests.builders import refused
 from tests.helpers.hub import Fault, Hub, RandomFaults
 from tests.helpers.hub.client import TOKEN, connected
 
@@ -77,10 +78,10 @@ def states(hub: Hub) -> dict[Any, dict[str, Any]]:
     return {name: repository.state() for name, repository in hub.repositories.items()}
 
 
-def failure(run: Path, **settings: Any) -> str:
-    """The message of a push that fails."""
-    with pytest.raises(UserError) as error:
-        push(run, NAME, **settings)
+def failure(run: Path, *facts: str, name: str = NAME, **settings: Any) -> str:
+    """The message of a push that fails, which holds the facts."""
+    with refused(*facts) as error:
+        push(run, name, **settings)
     assert TOKEN not in str(error.value)
     return str(error.value)
 
@@ -124,90 +125,60 @@ def escaped(text: str) -> str:
 
 
 # A change to the model's folder, and the facts that the message must name.
-SPOILED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "bad YAML": (
-        lambda m: edit(m / "README.md", lambda t: t.replace("tags:", "tags: [", 1)),
-        ["README.md: the metadata cannot be read"],
-    ),
-    "no head": (lambda m: (m / "README.md").write_text("# A model"), ["README.md: the YAML metadata is missing"]),
-    "no card": (lambda m: (m / "README.md").unlink(), ["README.md: the model card is missing"]),
-    "card refused": (
-        lambda m: edit(m / "README.md", lambda t: t.replace("---\n", "---\nbase_model: not an id!\n", 1)),
-        ["the hub refuses the model card", "not an id!"],
-    ),
-    "a turned bit": (lambda m: turn_a_bit(m / "model.safetensors"), ["model.safetensors", "sha256 differs"]),
-    "weights cut": (lambda m: cut(m / "model.safetensors"), ["model.safetensors: the weights cannot be read"]),
-    "no weights": (lambda m: (m / "model.safetensors").unlink(), ["there are no weights"]),
-    "other configuration": (
-        lambda m: set_field(m / "config.json", "hidden_act", "relu"),
-        ["does not give the logits recorded"],
-    ),
-    "bad configuration": (lambda m: (m / "config.json").write_text("{"), ["config.json: cannot be read"]),
-    "no tokenizer": (lambda m: (m / "tokenizer_config.json").unlink(), ["tokenizer_config.json: is missing"]),
-    "no record": (lambda m: (m / "nlp_transfer.json").unlink(), ["nlp_transfer.json: is missing"]),
+SPOILED: dict[str, tuple[Any, ...]] = {
+    "bad YAML": (lambda m: edit(m / "README.md", lambda t: t.replace("tags:", "tags: [", 1)), "README.md",
+        "metadata cannot be read"),
+    "no head": (lambda m: (m / "README.md").write_text("# A model"), "README.md", "YAML metadata is missing"),
+    "no card": (lambda m: (m / "README.md").unlink(), "README.md", "model card is missing"),
+    "card refused": (lambda m: edit(m / "README.md", lambda t: t.replace("---\n", "---\nbase_model: not an id!\n", 1)),
+        "the hub refuses the model card", "not an id!"),
+    "a turned bit": (lambda m: turn_a_bit(m / "model.safetensors"), "model.safetensors", "sha256 differs"),
+    "weights cut": (lambda m: cut(m / "model.safetensors"), "model.safetensors", "weights cannot be read"),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "there are no weights"),
+    "other configuration": (lambda m: set_field(m / "config.json", "hidden_act", "relu"), "does not give the logits recorded"),
+    "bad configuration": (lambda m: (m / "config.json").write_text("{"), "config.json", "cannot be read"),
+    "no tokenizer": (lambda m: (m / "tokenizer_config.json").unlink(), "tokenizer_config.json", "is missing"),
+    "no record": (lambda m: (m / "nlp_transfer.json").unlink(), "nlp_transfer.json", "is missing"),
     "a shard short": (
         lambda m: (m / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'),
-        ["model-00002-of-00002.safetensors: is missing"],
-    ),
-    "a pickle": (lambda m: (m / "pytorch_model.bin").write_bytes(b"\x80\x04."), ["pytorch_model.bin: a model has no file"]),
-    "two more": (
-        lambda m: ((m / "optimizer.pt").touch(), (m / ".DS_Store").touch()),
-        ["2 problems", "optimizer.pt: a model has no file", ".DS_Store: a model has no file"],
-    ),
-    "checkpoints": (lambda m: (m / "checkpoint-10").mkdir(), ["checkpoint-10/: a model has no folder of this name"]),
-    "own token": (lambda m: add(m / "README.md", f"use {TOKEN}"), ["README.md, line", "looks like a token"]),
-    "another's token": (lambda m: set_field(m / "config.json", "note", "ghp_" + "a1B2" * 9), ["config.json, line"]),
-    "a key": (lambda m: add(m / "README.md", "-----BEGIN PRIVATE KEY-----"), ["looks like a token or a key"]),
-    "a variable": (lambda m: add(m / "README.md", "0123-not-a-known-shape-4567"), ["looks like a token or a key"]),
+        "model-00002-of-00002.safetensors", "is missing"),
+    "a pickle": (lambda m: (m / "pytorch_model.bin").write_bytes(b"\x80\x04."), "pytorch_model.bin", "no file"),
+    "two more": (lambda m: ((m / "optimizer.pt").touch(), (m / ".DS_Store").touch()), "2 problems", "optimizer.pt",
+        ".DS_Store", "no file"),
+    "checkpoints": (lambda m: (m / "checkpoint-10").mkdir(), "checkpoint-10/", "no folder"),
+    "own token": (lambda m: add(m / "README.md", f"use {TOKEN}"), "README.md, line", "looks like a token"),
+    "another's token": (lambda m: set_field(m / "config.json", "note", "ghp_" + "a1B2" * 9), "config.json, line"),
+    "a key": (lambda m: add(m / "README.md", "-----BEGIN PRIVATE KEY-----"), "looks like a token or a key"),
+    "a variable": (lambda m: add(m / "README.md", "0123-not-a-known-shape-4567"), "looks like a token or a key"),
     "escaped in JSON": (
         lambda m: edit(m / "config.json", lambda t: t.replace("{", '{"note": "' + escaped("ghp_" + "a1B2" * 9) + '",', 1)),
-        ["config.json, line 1: contains what looks"],
-    ),
-    "a key of JSON": (
-        lambda m: set_field(m / "tokenizer_config.json", "x" * 9 + "\t" + TOKEN, 1),
-        ["tokenizer_config.json, line"],
-    ),
-    "UTF-16": (lambda m: (m / "vocab.txt").write_text(f"[PAD]\n{TOKEN}\n", "utf-16"), ["vocab.txt, line", "looks like a token"]),
-    "UTF-32": (lambda m: (m / "LICENSE").write_text(f"mine {TOKEN}", "utf-32-be"), ["LICENSE, line", "looks like a token"]),
-    "base64": (
-        lambda m: add(m / "README.md", base64.b64encode(f"user:{TOKEN}".encode()).decode()),
-        ["README.md, line", "like a token"],
-    ),
-    "text in an image": (
-        lambda m: picture(m, b"tEXt", b"Comment\0" + TOKEN.encode()),
-        ["plot.png: contains what looks like a token"],
-    ),
-    "compressed text in an image": (
-        lambda m: picture(m, b"zTXt", b"Comment\0\0" + zlib.compress(TOKEN.encode())),
-        ["plot.png: contains what looks like a token"],
-    ),
-    "compressed Unicode text in an image": (
-        lambda m: picture(m, b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(TOKEN.encode())),
-        ["plot.png: contains what looks like a token"],
-    ),
-    "metadata of weights": (
-        lambda m: save_file({"a": torch.zeros(1)}, m / "model.safetensors", {"note": TOKEN}),
-        ["model.safetensors: contains what looks like a token"],
-    ),
+        "config.json, line 1", "looks"),
+    "a key of JSON": (lambda m: set_field(m / "tokenizer_config.json", "x" * 9 + "\t" + TOKEN, 1), "tokenizer_config.json, line"),
+    "UTF-16": (lambda m: (m / "vocab.txt").write_text(f"[PAD]\n{TOKEN}\n", "utf-16"), "vocab.txt, line", "looks like a token"),
+    "UTF-32": (lambda m: (m / "LICENSE").write_text(f"mine {TOKEN}", "utf-32-be"), "LICENSE, line", "looks like a token"),
+    "base64": (lambda m: add(m / "README.md", base64.b64encode(f"user:{TOKEN}".encode()).decode()), "README.md, line",
+        "like a token"),
+    "text in an image": (lambda m: picture(m, b"tEXt", b"Comment\0" + TOKEN.encode()), "plot.png", "token"),
+    "compressed text in an image": (lambda m: picture(m, b"zTXt", b"Comment\0\0" + zlib.compress(TOKEN.encode())), "plot.png",
+        "token"),
+    "compressed Unicode text in an image": (lambda m: picture(m, b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(TOKEN.encode())),
+        "plot.png", "token"),
+    "metadata of weights": (lambda m: save_file({"a": torch.zeros(1)}, m / "model.safetensors", {"note": TOKEN}),
+        "model.safetensors", "token"),
     "weights that are a token": (
         lambda m: save_file({"a": torch.tensor(list(TOKEN.encode()), dtype=torch.uint8)}, m / "model.safetensors"),
-        ["model.safetensors: contains what looks like a token"],
-    ),
-    "an image that nothing shows": (lambda m: (m / "other.png").write_bytes(PNG), ["other.png: a model has no file"]),
-    "other text": (lambda m: (m / "notes.txt").write_text("mine"), ["notes.txt: a model has no file"]),
-    "a file in the wrong folder": (
-        lambda m: ((m / "encoder").mkdir(), (m / "encoder/README.md").write_text("mine")),
-        ["encoder/README.md: a model has no file"],
-    ),
-    "a link": (
-        lambda m: ((m.parent / "other").write_text("[PAD]"), (m / "vocab.txt").symlink_to(m.parent / "other")),
-        ["vocab.txt: cannot be copied to", "no links"],
-    ),
-    "a link to a folder": (lambda m: (m / "encoder").symlink_to(m.parent), ["encoder: a model has no file"]),
-    "a pipe": (lambda m: os.mkfifo(m / "merges.txt"), ["merges.txt: cannot be copied"]),
-    "a pipe for a card": (lambda m: ((m / "README.md").unlink(), os.mkfifo(m / "README.md")), ["README.md: cannot be copied"]),
-    "own folder": (lambda m: add(m / "README.md", f"see {m.absolute()}/x"), ["contains a local path"]),
-}
+        "model.safetensors", "token"),
+    "an image that nothing shows": (lambda m: (m / "other.png").write_bytes(PNG), "other.png", "no file"),
+    "other text": (lambda m: (m / "notes.txt").write_text("mine"), "notes.txt", "no file"),
+    "a file in the wrong folder": (lambda m: ((m / "encoder").mkdir(), (m / "encoder/README.md").write_text("mine")),
+        "encoder/README.md", "no file"),
+    "a link": (lambda m: ((m.parent / "other").write_text("[PAD]"), (m / "vocab.txt").symlink_to(m.parent / "other")),
+        "vocab.txt", "cannot be copied to", "no links"),
+    "a link to a folder": (lambda m: (m / "encoder").symlink_to(m.parent), "encoder", "no file"),
+    "a pipe": (lambda m: os.mkfifo(m / "merges.txt"), "merges.txt", "cannot be copied"),
+    "a pipe for a card": (lambda m: ((m / "README.md").unlink(), os.mkfifo(m / "README.md")), "README.md", "cannot be copied"),
+    "own folder": (lambda m: add(m / "README.md", f"see {m.absolute()}/x"), "contains a local path"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPOILED)
@@ -215,12 +186,9 @@ def test_a_spoiled_folder_is_refused_and_nothing_is_sent(
     name: str, run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123-not-a-known-shape-4567")
-    spoil, facts = SPOILED[name]
+    spoil, *facts = SPOILED[name]
     spoil(run / "model")
-    with pytest.raises(UserError) as error:
-        push(run, NAME)
-    assert all(fact in str(error.value) for fact in facts), error.value
-    printed = str(error.value) + "".join(capsys.readouterr())
+    printed = failure(run, *facts) + "".join(capsys.readouterr())
     assert TOKEN not in printed
     assert "not-a-known-shape" not in printed
     assert hub.wrote() == []
@@ -254,24 +222,19 @@ def test_an_image_that_the_card_shows_is_sent(run: Path, hub: Hub) -> None:
 
 
 def test_an_adapter_with_a_local_base_is_refused(run: Path, hub: Hub) -> None:
-    with pytest.raises(UserError, match=r"nlp_transfer.json: base is /.*not available to others; push the merged model"):
-        push(run, NAME, adapter=True)
+    failure(run, "nlp_transfer.json: base is /", "not available to others", "the merged model", adapter=True)
     set_field(run / "adapter/adapter_config.json", "base_model_name_or_path", str(run))
-    with pytest.raises(UserError, match=r"2 problems[\s\S]*adapter_config.json: base_model_name_or_path is /"):
-        push(run / "adapter", NAME)
+    failure(run / "adapter", "2 problems", "adapter_config.json: base_model_name_or_path is /")
     assert hub.wrote() == []
 
 
 def test_only_a_finished_run_is_pushed(run: Path, hub: Hub, tmp_path: Path) -> None:
     shutil.rmtree(run / "adapter")
-    with pytest.raises(UserError, match="holds no adapter"):
-        push(run, NAME, adapter=True)
+    failure(run, "holds no adapter", adapter=True)
     (run / "result.json").unlink()
-    with pytest.raises(UserError, match="the run is not finished"):
-        push(run, NAME)
+    failure(run, "the run is not finished")
     for place, words in ((tmp_path / "absent", "no such folder"), (tmp_path, "holds no model")):
-        with pytest.raises(UserError, match=words):
-            push(place, NAME)
+        failure(place, words)
     assert hub.wrote() == []
 
 
@@ -295,24 +258,19 @@ def test_without_the_right_to_write_nothing_is_sent(name: str, user: dict[str, A
         setattr(hub.users[TOKEN], field, value)
     hub.seed("bob/reviews", {"README.md": b"his"})
     before = hub.repository("bob/reviews").state()
-    with pytest.raises(UserError, match=fact):
-        push(run, name)
+    failure(run, fact, name=name)
     assert hub.wrote() == []
     assert hub.repository("bob/reviews").state() == before
 
 
 def test_without_a_valid_token_nothing_is_sent(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="does not accept the token") as error:
-        push(run, NAME, token="hf_" + "unknown" * 5)
-    assert "unknown" not in str(error.value)
+    assert "unknown" not in failure(run, "does not accept the token", token="hf_" + "unknown" * 5)
     monkeypatch.delenv("HF_TOKEN")
     asked = len(hub.asked)
-    with pytest.raises(UserError, match="there is no token for the push; set the environment variable HF_TOKEN"):
-        push(run, NAME)
+    failure(run, "no token", "HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="offline mode; unset HF_HUB_OFFLINE"):
-        push(run, NAME)
+    failure(run, "offline", "HF_HUB_OFFLINE")
     assert len(hub.asked) == asked
     assert hub.wrote() == []
 
@@ -323,14 +281,12 @@ def test_places_that_cannot_be_pushed_to(run: Path, hub: Hub) -> None:
         ({"create_pr": True}, "there is no repository"),
         ({"revision": "refs/pr/1"}, "has no refs/pr/1"),
     ):
-        with pytest.raises(UserError, match=fact):
-            push(run, NAME, **settings)
+        failure(run, fact, **settings)
     repository = hub.seed(NAME, {"README.md": b"before"})
     repository.tags["v1"] = repository.branches["main"]
     for settings, fact in (({"tag": "v1"}, "already has a tag v1"), ({"revision": "v1"}, "v1 is a tag"),
                            ({"create_pr": True, "revision": "dev"}, "has no branch dev")):  # fmt: skip
-        with pytest.raises(UserError, match=fact):
-            push(run, NAME, **settings)
+        failure(run, fact, **settings)
     assert hub.wrote() == []
 
 
@@ -338,8 +294,7 @@ def test_a_name_taken_by_a_hidden_repository_is_refused(run: Path, hub: Hub) -> 
     hub.seed(NAME, {"README.md": b"hidden"}, private=True)
     hub.users[TOKEN].blind = True
     before = hub.repository(NAME).state()
-    with pytest.raises(UserError, match="the name is taken by a repository that the token may not see"):
-        push(run, NAME)
+    failure(run, "taken", "the token may not see")
     assert hub.repository(NAME).state() == before
 
 
@@ -375,7 +330,7 @@ def test_a_commit_whose_answer_is_lost_is_found(
 
 def test_a_second_push_uploads_no_large_file_again(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
     hub.faults = [Fault("503", CALLS["commit"], at=(1,))]
-    assert "503" in failure(run)
+    failure(run, "503")
     push(run, NAME)
     assert is_complete(hub, expected)
     assert sum(call.startswith("PUT /upload") for call in hub.asked) == 1
@@ -411,7 +366,7 @@ def test_a_lasting_failure_leaves_the_hub_unchanged(call: str, exists: bool, run
 def test_a_hub_that_asks_for_a_long_wait_is_not_waited_for(run: Path, connection: tuple[Hub, list[float]]) -> None:
     hub, waits = connection
     hub.faults = [Fault("429", CALLS["preupload"], retry_after=4000)]
-    assert "429" in failure(run)
+    failure(run, "429")
     assert 0 < sum(waits) < 60
 
 
@@ -445,8 +400,8 @@ def test_damage_is_reported_with_the_commit(call: str, run: Path, hub: Hub, expe
 
 def test_a_commit_that_cannot_be_checked(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
     hub.faults = [Fault("500", CALLS["tree"], at=tuple(range(2, 20)))]
-    message = failure(run)
-    assert f"/{NAME}/commit/{hub.commit('models', NAME)} was made, but could not be checked" in message
+    message = failure(run, "could not be checked")
+    assert f"/{NAME}/commit/{hub.commit('models', NAME)}" in message
     hub.faults = []
     assert not push(run, NAME).changed
     assert is_complete(hub, expected)
@@ -454,9 +409,7 @@ def test_a_commit_that_cannot_be_checked(run: Path, hub: Hub, expected: dict[str
 
 def test_a_token_that_is_revoked_during_the_push(run: Path, hub: Hub) -> None:
     hub.faults = [Fault("401", CALLS["preupload"])]
-    message = failure(run)
-    for fact in ("401", "hf auth login", "the state is unknown", NAME):
-        assert fact in message
+    failure(run, "401", "hf auth login", "the state is unknown", NAME)
 
 
 def test_a_pull_request(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
@@ -475,9 +428,7 @@ def test_a_pull_request(run: Path, hub: Hub, expected: dict[str, bytes]) -> None
 def test_a_new_branch_that_stays_empty_is_reported(run: Path, hub: Hub) -> None:
     before = hub.seed(NAME, {"README.md": b"before"}).files()
     hub.faults = [Fault("500", "/commit/dev")]
-    message = failure(run, revision="dev")
-    for fact in (f"the branch dev of {NAME} did not exist before this push", f"hf repos branch delete {NAME} dev"):
-        assert fact in message
+    failure(run, f"the branch dev of {NAME} did not exist before this push", f"hf repos branch delete {NAME} dev", revision="dev")
     assert hub.repository(NAME).files("dev") == hub.repository(NAME).files() == before
 
 
@@ -497,17 +448,14 @@ def test_a_repository_that_somebody_else_has_just_created(run: Path, hub: Hub, m
         hub.seed(NAME, BEFORE)
 
     monkeypatch.setattr(package, "_check_predictions", check_and_create)
-    message = failure(run)
-    for fact in (NAME, "somebody else has just created it", "public", "contains files of somebody else"):
-        assert fact in message
+    failure(run, NAME, "somebody else has just created it", "public", "contains files of somebody else")
     assert commits(hub) == ["initial commit"]
 
 
 def test_a_tag_that_cannot_be_set(run: Path, hub: Hub, expected: dict[str, bytes]) -> None:
     hub.faults = [Fault("500", "/tag/")]
-    message = failure(run, tag="v1")
-    for fact in ("--tag", hub.commit("models", NAME), "the tag v1 was not set", "500"):
-        assert fact in message
+    message = failure(run, "--tag", "the tag v1 was not set", "500", tag="v1")
+    assert hub.commit("models", NAME) in message
     assert is_complete(hub, expected)
     hub.faults = []
     push(run, NAME, tag="v1")

@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from nlp_transfer.cli import cli
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.security import known_secrets
 from nlp_transfer.security.redaction import Redactor, guard_output
 from nlp_transfer.security.secret_patterns import clean, redact
 from nlp_transfer.utils import console
-from tests.builders import sentiment_rows, write
+from tests.builders import exit_status, sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
@@ -86,12 +85,8 @@ def test_values_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             patch.setenv(name, SERVICE)
             assert redact(text) == "a *** b *** c *** d", name
             assert redact("plain-value of another") == "plain-value of another"
-    for name, value in (
-        ("SSH_KEY", "/home/me/.ssh/id_rsa"),
-        ("SOME_KEY", "short"),
-        ("MONKEY", SERVICE),
-        ("A_KEY", "http://host/list"),
-    ):
+    harmless = {"SSH_KEY": "/home/me/.ssh/id_rsa", "SOME_KEY": "short", "MONKEY": SERVICE, "A_KEY": "http://host/list"}
+    for name, value in harmless.items():
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert redact(f"{value} {SERVICE}") == f"{value} {SERVICE}", name
@@ -221,14 +216,6 @@ def document(tiny: dict[str, Path], folder: Path, **more: Any) -> dict[str, Any]
     } | more  # fmt: skip
 
 
-def ended(*arguments: str) -> int:
-    try:
-        run_command(lambda: cli.main(list(arguments), standalone_mode=False))
-    except SystemExit as end:
-        return int(str(end.code))
-    return 0
-
-
 def test_a_secret_in_the_settings_is_not_echoed(
     tmp_path: Path, tiny: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +242,7 @@ def test_a_secret_in_the_settings_is_not_echoed(
             if not known and SERVICE in text and "://" not in text:
                 continue  # nothing tells what it is
             file.write_text(text)
-            assert ended("train", str(file), *flags) == 2, (changes, flags)
+            assert exit_status("train", str(file), *flags) == 2, (changes, flags)
             shown = capsys.readouterr()
             assert shown.err.strip(), (changes, flags)
             for secret in (HUB, HUB[:12], SERVICE, SERVICE[:12]):
@@ -305,12 +292,8 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
     secret.mkdir()
     write(secret / "test.csv", [*rows[30:], ("", "positive")])  # a row that is skipped, and written down with its path
     lora = {"name": "peft", "type": "LORA", "settings": {"r": 2}}
-    run = document(
-        tiny,
-        tmp_path,
-        strategy=lora,
-        data={"train": str(tmp_path / "train.csv"), "test": str(secret / "test.csv"), "on_bad_rows": "skip"},
-    )
+    data = {"train": str(tmp_path / "train.csv"), "test": str(secret / "test.csv"), "on_bad_rows": "skip"}
+    run = document(tiny, tmp_path, strategy=lora, data=data)
     run["training"] = {"max_steps": 2, "trackers": ["tensorboard"], "logging_steps": 1}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     commands = [
@@ -318,21 +301,14 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
         ["", "train", "run.yaml"],
         ["", "predict", "run", "--input", "new.csv", "--output", "answers.csv"],
         [
-            "",
-            "evaluate",
-            "run",
-            "--data.test",
-            str(secret / "test.csv"),
-            "--data.on_bad_rows",
-            "skip",
-            "--output",
+            "", "evaluate", "run", "--data.test", str(secret / "test.csv"), "--data.on_bad_rows", "skip", "--output",
             "figures.json",
         ],
         ["", "evaluate", "run", "--data.test", f"https://me:{other}@host.org/x.csv"],
         ["", "predict", HUB, "--input", "new.csv", "--output", "more.csv"],
         ["", "predict", "run", "--input", "new.csv", "--output", "more.csv", "--precision", HUB],
         ["", HUB],
-    ]
+    ]  # fmt: skip
     plan = {"hub": HUB, "service": SERVICE, "other": other, "commands": commands}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     around = os.environ | {"HF_TOKEN": HUB, "SERVICE_TOKEN": SERVICE}
@@ -345,15 +321,9 @@ def test_a_whole_run_leaves_no_secret(tmp_path: Path, tiny: dict[str, Path]) -> 
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in given]
     places = {path.relative_to(tmp_path).as_posix() for path in written}
     wanted = (
-        "config.yaml",
-        "result.json",
-        "log.jsonl",
-        "skipped_rows.csv",
-        "predictions/test.parquet",
-        "model/README.md",
-        "model/nlp_transfer.json",
-        "adapter/adapter_config.json",
-    )
+        "config.yaml", "result.json", "log.jsonl", "skipped_rows.csv", "predictions/test.parquet", "model/README.md",
+        "model/nlp_transfer.json", "adapter/adapter_config.json",
+    )  # fmt: skip
     assert {"answers.csv", "figures.json", *(f"run/{name}" for name in wanted)} <= places
     assert any("tfevents" in place for place in places)
     for secret_text in (HUB, SERVICE, other):

@@ -37,6 +37,7 @@ from nlp_transfer.report.rendering import one_line
 from nlp_transfer.run.document import parse_overrides, read_document
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import UserError
+from tests.builders import edit
 from tests.helpers.hub import environment, serve
 
 pytestmark = pytest.mark.hub
@@ -86,11 +87,6 @@ def copy_of(model: Path, folder: Path) -> Path:
     return Path(shutil.copytree(model, folder))
 
 
-def change(path: Path, **fields: Any) -> None:
-    """Sets fields of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def refusal(use: Callable[[], Any]) -> str:
     with pytest.raises(UserError) as found:
         use()
@@ -115,7 +111,7 @@ def with_code(folder: Path, plant: Plant) -> None:
         "class C(BertConfig):\n    model_type = 'evil'\nclass M(BertModel):\n    pass\n"
     )
     names = ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
-    change(folder / "config.json", auto_map={"AutoConfig": "evil.C"} | dict.fromkeys(names, "evil.M"), model_type="evil")
+    edit(folder / "config.json", auto_map={"AutoConfig": "evil.C"} | dict.fromkeys(names, "evil.M"), model_type="evil")
 
 
 def test_code_in_a_model_is_refused_and_does_not_run(
@@ -140,7 +136,7 @@ def test_code_in_a_model_is_refused_and_does_not_run(
     assert "families that transformers knows" in found
     known = copy_of(tiny["bert"], tmp_path / "known")
     with_code(known, plant)
-    change(known / "config.json", model_type="bert")
+    edit(known / "config.json", model_type="bert")
     Checkpoint.open(find_model(str(known))).load(AutoModel)
     assert not plant.ran(), "a family that transformers knows needs none of the code that came with it"
 
@@ -164,15 +160,15 @@ def test_code_in_a_model_is_refused_and_does_not_run(
         assert "auto_map" in capsys.readouterr().err, way
         assert not (tmp_path / "out").exists()
     adapter = copy_of(runs["lora"] / "adapter", tmp_path / "adapter")
-    change(adapter / "nlp_transfer.json", base={"model": str(evil), "revision": None})
+    edit(adapter / "nlp_transfer.json", base={"model": str(evil), "revision": None})
     assert "auto_map" in refusal(lambda: load_predictor(adapter))
 
     tokenizer = copy_of(tiny["bert"], tmp_path / "tokenizer")
-    change(tokenizer / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "evil.T"]})
+    edit(tokenizer / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "evil.T"]})
     assert "auto_map" in refusal(lambda: Checkpoint.open(find_model(str(tokenizer))).tokenizer)
     for name, value in {"trust_remote_code": True, "inner": {"auto_map": {"AutoModel": "x--evil.M"}}}.items():
         asking = copy_of(tiny["bert"], tmp_path / "asking")
-        change(asking / "config.json", **{name: value})
+        edit(asking / "config.json", **{name: value})
         assert not hasattr(Checkpoint.open(find_model(str(asking))).config, name)
         assert f"ignored '{name}'" in capsys.readouterr().err
     assert not plant.ran()
@@ -184,15 +180,7 @@ def test_pickles_are_opened_only_for_tensors(tmp_path: Path, runs: dict[str, Pat
     torch.save({"x": plant}, model / "pytorch_model.bin")
     torch.load(model / "pytorch_model.bin", weights_only=False)
     assert plant.ran(), "the pickle must be able to run something, or this test shows nothing"
-    for name in (
-        "training_args.bin",
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state.pth",
-        "model.pkl",
-        "head.joblib",
-        "tokenizer.pickle",
-    ):
+    for name in "training_args.bin optimizer.pt scheduler.pt rng_state.pth model.pkl head.joblib tokenizer.pickle".split():
         (model / name).write_bytes(pickle.dumps(plant))
     wanted = load_predictor(model)(["a good film"])  # safetensors are taken, and no other file is opened
     (model / "model.safetensors").unlink()
@@ -232,17 +220,12 @@ def test_no_file_outside_the_model_is_read(tmp_path: Path, tiny: dict[str, Path]
             (linked / name).symlink_to(outside / name)
         source = find_model(str(linked))
         assert f"{name} is a link out of the folder" in refusal(lambda: load_tokenizer(source, folder))  # noqa: B023
-    for places in (
-        ["../outside/model.safetensors"],
-        [str(outside / "model.safetensors")],
-        [5],
-        ["a/../../outside/model.safetensors"],
-        ["a/b/model.safetensors"],  # a link two levels down would lead out
-    ):
+    name = "model.safetensors"  # in a/b, a link two levels down would lead out
+    for place in (f"../outside/{name}", str(outside / name), 5, f"a/../../outside/{name}", f"a/b/{name}"):
         sharded = copy_of(tiny["bert"], tmp_path / "sharded")
         names = list(load_file(sharded / "model.safetensors"))
         (sharded / "model.safetensors").unlink()
-        index = {"metadata": {}, "weight_map": dict.fromkeys(names, places[0])}
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, place)}
         (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
         assert "outside of the model's folder" in opened(sharded)
     for index in ({}, {"weight_map": []}, {"weight_map": {}, "metadata": 3}):
@@ -288,7 +271,7 @@ def test_hostile_config_is_refused_before_allocation(tmp_path: Path, tiny: dict[
     copy_of(tiny["bert"], tmp_path / "outside")
     for name, value in SIZES.items():
         model = copy_of(tiny["bert"], tmp_path / "model")
-        change(model / "config.json", **{name: value})
+        edit(model / "config.json", **{name: value})
         with little_memory():
             found = refusal(lambda: Checkpoint.open(find_model(str(model))).load(AutoModel))  # noqa: B023
         assert "model: " in found, name
@@ -313,7 +296,7 @@ def test_hostile_head_is_refused(tmp_path: Path, runs: dict[str, Path]) -> None:
     ]  # fmt: skip
     for fields in [{name: value} for name, value in HEADS.items()] + more:
         model = copy_of(runs["head"] / "model", tmp_path / "model")
-        change(model / "config.json", **fields)
+        edit(model / "config.json", **fields)
         with little_memory():
             found = refusal(lambda: load_predictor(model))  # noqa: B023
         assert "config.json" in found or "cannot be loaded" in found or "encoder" in found, (fields, found)
@@ -329,7 +312,7 @@ def test_hostile_record_is_refused(tmp_path: Path, runs: dict[str, Path], tiny: 
     ]  # fmt: skip
     for hostile in settings:
         model = copy_of(runs["plain"] / "model", tmp_path / "model")
-        change(model / "nlp_transfer.json", settings=hostile)
+        edit(model / "nlp_transfer.json", settings=hostile)
         with little_memory():
             refusal(lambda: load_predictor(model))  # noqa: B023
     for text in ("[" * 100_000, "[]", "{", '{"settings": ' * 200 + "1" + "}" * 200, "null"):
@@ -344,7 +327,7 @@ def test_hostile_record_is_refused(tmp_path: Path, runs: dict[str, Path], tiny: 
         "text,label\n" + "".join(f"a {word} film,{('negative', 'positive')[i % 2]}\n" for i, word in enumerate("bcdefgh"))
     )
     for hostile in (10**12, -3, "x", True, [1]):
-        change(teacher / "nlp_transfer.json", max_length=hostile)
+        edit(teacher / "nlp_transfer.json", max_length=hostile)
         found = refusal(
             lambda: fine_tune(
                 model=str(tiny["bert"]), data={"train": str(data)}, task="text_classification", output_dir=str(tmp_path / "out"),
@@ -365,7 +348,7 @@ def test_hostile_adapter_is_refused(tmp_path: Path, runs: dict[str, Path]) -> No
     ]  # fmt: skip
     for base in bases:
         copy_of(runs["lora"] / "adapter", adapter)
-        change(adapter / "nlp_transfer.json", base=base)
+        edit(adapter / "nlp_transfer.json", base=base)
         refusal(lambda: load_predictor(adapter))
         refusal(lambda: load_adapters(str(runs["plain"]), {"x": adapter}))
     settings: dict[str, Any] = {
@@ -374,13 +357,13 @@ def test_hostile_adapter_is_refused(tmp_path: Path, runs: dict[str, Path]) -> No
     }  # fmt: skip
     for name, value in settings.items():
         copy_of(runs["lora"] / "adapter", adapter)
-        change(adapter / "adapter_config.json", **{name: value})
+        edit(adapter / "adapter_config.json", **{name: value})
         with little_memory():
             assert str(adapter) in refusal(lambda: load_predictor(adapter)), name
     copy_of(runs["lora"] / "adapter", adapter)
     good = json.loads((adapter / "nlp_transfer.json").read_text())["settings"]
     for hostile in ({"head": {"hidden": [10**9]}}, {"labels": 5}, {"max_length": 10**9}):
-        change(adapter / "nlp_transfer.json", settings=good | hostile)
+        edit(adapter / "nlp_transfer.json", settings=good | hostile)
         with little_memory():
             refusal(lambda: load_predictor(adapter))
     model = copy_of(runs["plain"] / "model", tmp_path / "model")  # transformers would load another model in place of this one

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.process
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the writers are forked")
-def test_raced_outputs_are_always_one_complete_content_of_one_writer(tmp_path: Path) -> None:
+def test_raced_outputs_have_one_complete_writer(tmp_path: Path) -> None:
     race = Race(tmp_path)
     for i in range(16):
         race.round(random.Random(f"test:{i}"))

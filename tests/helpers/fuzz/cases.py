@@ -37,6 +37,11 @@ class Case:
 Make = Callable[[random.Random, Path], Case]
 
 
+def weighted(makers: list[tuple[Make, float]]) -> Make:
+    """Return a maker that draws one of several by their weights."""
+    return lambda rng, folder: rng.choices([one for one, _ in makers], [weight for _, weight in makers])[0](rng, folder)
+
+
 def attempt(case: Case, seconds: float = SECONDS, patience: float = PATIENCE) -> str:
     """`returned` or `refused`.
 
@@ -158,21 +163,9 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
     """Some bytes lost, doubled, changed, or put in."""
     data = bytearray(content)
     special = [
-        b"\0",
-        b"\xff",
-        b"\xfe\xff",
-        b"\xef\xbb\xbf",
-        b"\xed\xa0\x80",
-        b"\xc0\x80",
-        b'"',
-        b"\n",
-        b"\r",
-        b"\r\n",
-        b",",
-        b"\\",
-        b"{",
-        b"[" * 50,
-    ]
+        b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc0\x80", b'"', b"\n", b"\r", b"\r\n", b",", b"\\",
+        b"{", b"[" * 50,
+    ]  # fmt: skip
     for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
         at = rng.randrange(len(data) + 1)
         length = rng.choice([1, 1, 2, 4, 16, 64])

@@ -16,23 +16,9 @@ from nlp_transfer.data.sources import read_rows, table_reader, wheels
 from nlp_transfer.data.sources.file_reading import MAX_ROW
 from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
 from nlp_transfer.settings.schema import DataConfig
-from tests.helpers.fuzz.cases import Case, ViolationError, odd_text, replaced
-from tests.helpers.fuzz.tables import (
-    broken_parquet,
-    csv_bytes,
-    good_csv,
-    good_jsonl,
-    good_parquet,
-    good_txt,
-    late_keys,
-    lines_of,
-    must_be,
-    mutated_text,
-    odd_csv,
-    odd_jsonl,
-    odd_parquet,
-    table,
-)  # fmt: skip
+from tests.helpers.fuzz import tables
+from tests.helpers.fuzz.cases import Case, Make, ViolationError, odd_text, replaced, weighted
+from tests.helpers.fuzz.tables import csv_bytes, lines_of, must_be, table
 
 TEXT_ENDINGS = [".csv", ".tsv", ".jsonl", ".txt"]
 
@@ -64,8 +50,7 @@ def good_classes(rng: random.Random, folder: Path) -> Case:
             name = "a"
         (folder / "d" / name).mkdir(parents=True, exist_ok=True)
         path = folder / "d" / name / f"{rng.randrange(99)}{rng.choice(['.txt', '.TXT'])}"
-        text = odd_text(rng)
-        text = "x" + text
+        text = "x" + odd_text(rng)
         path.write_bytes(text.encode())
         rows[path] = (text.replace("\r\n", "\n").replace("\r", "\n"), name)
 
@@ -103,25 +88,19 @@ def good_glob(rng: random.Random, folder: Path) -> Case:
 
 def no_file(path: Path, rng: random.Random) -> None:
     """Puts something at `path` that must be refused, without waiting for its end."""
-    what = rng.randrange(9)
-    if what == 0:
-        os.mkfifo(path)
-    elif what == 1:
-        path.symlink_to(rng.choice(["/dev/zero", "/dev/null", "/dev/full", "/dev/urandom"]))
-    elif what == 2:
-        path.mkdir()
-    elif what == 3:
-        path.symlink_to(path.name)
-    elif what == 4:
-        path.symlink_to(path.parent / "nowhere")
-    elif what == 5:
-        path.symlink_to(rng.choice(["/proc/self/mem", "/proc/self/maps", "/proc/kmsg"]))
-    elif what == 6 and len(str(path)) < 100:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(path))
-    elif what == 7:
-        path.write_bytes(b"")
-    # else there is nothing
+
+    def socket_file() -> None:
+        if len(str(path)) < 100:
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(path))
+
+    devices = ["/dev/zero", "/dev/null", "/dev/full", "/dev/urandom"]
+    makers: list[Callable[[], object]] = [
+        lambda: os.mkfifo(path), lambda: path.symlink_to(rng.choice(devices)), path.mkdir, lambda: path.symlink_to(path.name),
+        lambda: path.symlink_to(path.parent / "nowhere"), socket_file, lambda: path.write_bytes(b""), lambda: None,
+        lambda: path.symlink_to(rng.choice(["/proc/self/mem", "/proc/self/maps", "/proc/kmsg"])),
+    ]  # fmt: skip
+    rng.choice(makers)()
 
 
 def not_regular(rng: random.Random, folder: Path) -> Case:
@@ -252,13 +231,8 @@ def too_large(rng: random.Random, folder: Path) -> Case:
     return Case("a row without end", run, ("16,777,216 characters",))
 
 
-MAKERS: list[tuple[Any, float]] = [
-    (good_csv, 12), (good_jsonl, 8), (good_txt, 5), (good_aligned, 4), (good_classes, 4), (good_glob, 4), (good_parquet, 6),
-    (mutated_text, 20), (odd_csv, 10), (odd_jsonl, 8), (late_keys, 0.2), (broken_parquet, 8), (odd_parquet, 5),
-    (not_regular, 6), (changed, 5), (odd_path, 6), (large, 0.02), (too_large, 0.02),
+MAKERS: list[tuple[Make, float]] = [
+    *tables.MAKERS, (good_aligned, 4), (good_classes, 4), (good_glob, 4), (not_regular, 6), (changed, 5), (odd_path, 6),
+    (large, 0.02), (too_large, 0.02),
 ]  # fmt: skip
-
-
-def make(rng: random.Random, folder: Path) -> Case:
-    maker: Callable[[random.Random, Path], Case] = rng.choices([one for one, _ in MAKERS], [weight for _, weight in MAKERS])[0]
-    return maker(rng, folder)
+make = weighted(MAKERS)

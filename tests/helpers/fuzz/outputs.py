@@ -130,22 +130,16 @@ class Race:
             names = [f".{path.name}.lock", f".{path.name}.partial", f".part-{path.name}", f"{path.name}.tmp", f".{path.name}"]
             place = path.with_name(rng.choice(names))
             with suppress(FileExistsError):
-                kind = rng.choice(["link", "dangling", "pipe", "hard link", "file"])
-                if kind == "link":
-                    place.symlink_to(self.victim)
-                elif kind == "dangling":
-                    place.symlink_to(self.root / "nowhere")
-                elif kind == "pipe":
-                    os.mkfifo(place)
-                elif kind == "hard link":
-                    place.hardlink_to(self.victim)
-                else:
-                    ready = self.root / "ready"
-                    ready.write_bytes(SECRET)
-                    try:
-                        place.hardlink_to(ready)  # complete when it appears
-                    finally:
-                        ready.unlink()
+                (self.root / "ready").write_bytes(SECRET)
+                plant: dict[str, Callable[[Path], None]] = {
+                    "link": lambda path: path.symlink_to(self.victim), "pipe": os.mkfifo,
+                    "dangling": lambda path: path.symlink_to(self.root / "nowhere"),
+                    "hard link": lambda path: path.hardlink_to(self.victim),
+                    "file": lambda path: path.hardlink_to(self.root / "ready"),  # complete when it appears
+                }  # fmt: skip
+                kind = rng.choice(list(plant))
+                plant[kind](place)
+                (self.root / "ready").unlink()
                 planted[place] = place.lstat().st_ino
                 self.counts[f"planted: {kind}"] += 1
         return planted

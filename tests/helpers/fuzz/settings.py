@@ -12,7 +12,7 @@ from nlp_transfer.run.document import MAX_BYTES, MAX_DEPTH, merge, parse_overrid
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
-from tests.helpers.fuzz.cases import Case, ViolationError, mutate, odd_text
+from tests.helpers.fuzz.cases import Case, Make, ViolationError, mutate, odd_text, weighted
 from tests.helpers.fuzz.files import no_file
 
 GOOD = """\
@@ -60,21 +60,9 @@ def value(rng: random.Random, depth: int = 0) -> Any:
         return rng.choice([None, True, False])
     if kind == 4:
         words = [
-            "auto",
-            "balanced",
-            "linear",
-            "bf16",
-            "utf-8",
-            "minimal",
-            "lora",
-            "full",
-            "text",
-            "mean",
-            "a.csv",
-            "all",
-            "accuracy",
+            "auto", "balanced", "linear", "bf16", "utf-8", "minimal", "lora", "full", "text", "mean", "a.csv", "all", "accuracy",
             "tensorboard",
-        ]
+        ]  # fmt: skip
         return rng.choice(words)
     if kind == 5:
         return [value(rng, depth + 1) for _ in range(rng.randint(0, 3))]
@@ -152,28 +140,22 @@ def mutated(rng: random.Random, folder: Path) -> Case:
 def growing(rng: random.Random, folder: Path) -> Case:
     """Documents that are larger, deeper or longer than they look."""
     width, height = rng.choice([2, 9, 30]), rng.randint(2, 12)
-    what = rng.randrange(8)
-    if what == 0:
-        levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, height)]
-        text = "\n".join(["a0: &a0 [x, x]", *levels, f"model: *a{height - 1}"])
-    elif what == 1:
-        levels = [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * width)}], k{i}: 1}}" for i in range(1, height)]
-        text = "\n".join(["a0: &a0 {x: 1}", *levels, f"training: *a{height - 1}"])
-    elif what == 2:
-        levels = [f"a{i}: &a{i} {{? *a{i - 1} : *a{i - 1}}}" for i in range(1, height)]
-        text = "\n".join(["a0: &a0 x", *levels])
-    elif what == 3:
-        depth = rng.choice([MAX_DEPTH - 5, MAX_DEPTH, MAX_DEPTH + 1, 200, 2000])
-        text = "model: " + rng.choice(["[", "{a: ", "- ", "? "]) * depth
-        text += ("]" if "[" in text else "}") * depth if rng.random() < 0.7 else ""
-    elif what == 4:
-        text = "a0: &a0 x\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, rng.choice([10, 300])))
-    elif what == 5:
-        text = GOOD + "provenance: {a: &a {b: *a}}\n"
-    elif what == 6:
-        text = GOOD + f"provenance: {{x: '{'y' * rng.choice([1000, 100_000])}'}}\n"
-    else:
-        text = GOOD + "provenance:\n" + "".join(f"  k{i}: v\n" for i in range(rng.choice([10, 500])))
+    depth = rng.choice([MAX_DEPTH - 5, MAX_DEPTH, MAX_DEPTH + 1, 200, 2000])
+    start, end = rng.choice([("[", "]"), ("{a: ", "}"), ("- ", "}"), ("? ", "}")])
+
+    def chain(first: str, form: str, height: int) -> str:
+        levels = (form.replace("*", f"*a{i - 1}").replace("%", str(i)) for i in range(1, height))
+        return f"a0: &a0 {first}\n" + "".join(f"a{i}: &a{i} {level}\n" for i, level in enumerate(levels, 1))
+
+    many = ", ".join("*" * width)
+    text = rng.choice([
+        chain("[x, x]", f"[{many}]", height) + f"model: *a{height - 1}",
+        chain("{x: 1}", f"{{<<: [{many}], k%: 1}}", height) + f"training: *a{height - 1}",
+        chain("x", "{? * : *}", height), chain("x", "[*]", rng.choice([10, 300])),
+        "model: " + start * depth + end * depth * (rng.random() < 0.7), GOOD + "provenance: {a: &a {b: *a}}\n",
+        GOOD + f"provenance: {{x: '{'y' * rng.choice([1000, 100_000])}'}}\n",
+        GOOD + "provenance:\n" + "".join(f"  k{i}: v\n" for i in range(rng.choice([10, 500]))),
+    ])  # fmt: skip
     path = folder / "run.yaml"
     path.write_text(text)
     return _read(path, "YAML that grows")
@@ -227,12 +209,7 @@ def flags(rng: random.Random, folder: Path) -> Case:
     return Case("flags", run, ("--", "dotted name", "names of settings", *PARTS))
 
 
-MAKERS: list[tuple[Any, float]] = [
+MAKERS: list[tuple[Make, float]] = [
     (from_document, 35), (odd_values, 20), (mutated, 15), (growing, 6), (large, 0.3), (not_regular, 3), (flags, 25),
 ]  # fmt: skip
-
-
-def make(rng: random.Random, folder: Path) -> Case:
-    maker = rng.choices([one for one, _ in MAKERS], [weight for _, weight in MAKERS])[0]
-    case: Case = maker(rng, folder)
-    return case
+make = weighted(MAKERS)

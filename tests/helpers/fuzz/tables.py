@@ -16,37 +16,17 @@ from nlp_transfer.data.sources import read_rows, wheels
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
 from nlp_transfer.data.sources.table_reader import read_table
 from nlp_transfer.settings.schema import DataConfig
-from tests.helpers.fuzz.cases import PIECES, Case, ViolationError, mutate, odd_names, odd_text
+from tests.helpers.fuzz.cases import PIECES, Case, Make, ViolationError, mutate, odd_names, odd_text
 
 Columns = dict[str, list[Any]]
 ENCODINGS = [
-    "utf-8",
-    "utf-16",
-    "utf-16-le",
-    "utf-16-be",
-    "utf-32",
-    "latin-1",
-    "cp1252",
-    "utf-7",
-    "gb18030",
-    "shift_jis",
-    "big5",
+    "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "utf-7", "gb18030", "shift_jis", "big5",
     "iso2022_jp",
-]
+]  # fmt: skip
 NO_ENCODINGS = [
-    "idna",
-    "punycode",
-    "unicode_escape",
-    "raw_unicode_escape",
-    "undefined",
-    "rot13",
-    "base64",
-    "zip",
-    "nope",
-    "utf-8\0",
-    "hz",
+    "idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "rot13", "base64", "zip", "nope", "utf-8\0", "hz",
     "x" * 999,
-]
+]  # fmt: skip
 
 
 def table(path: Path, data: DataConfig, size: int) -> Columns:
@@ -304,3 +284,9 @@ def odd_parquet(rng: random.Random, folder: Path) -> Case:
     if rng.random() < 0.1:
         pq.write_table(pa.table({}) if rng.random() < 0.5 else pa.table({"text": pa.array([], pa.string())}), path)
     return broken("Parquet of odd types", path, rng)
+
+
+MAKERS: list[tuple[Make, float]] = [
+    (good_csv, 12), (good_jsonl, 8), (good_txt, 5), (good_parquet, 6), (mutated_text, 20), (odd_csv, 10), (odd_jsonl, 8),
+    (late_keys, 0.2), (broken_parquet, 8), (odd_parquet, 5),
+]  # fmt: skip

@@ -21,24 +21,8 @@ from tests.helpers.tokenizer_documents import PUBLISHED, SKELETONS, added, preco
 TEXTS = ["a b", "ab " * 333, "a" * 1000, "b" * 999 + "!", " \n" * 400, "aé漢ﷺİ🎉\u0301" * 100, "<s> a </s>[CLS]" * 9, ""]
 MOST_TOKENS = 64 * 8  # for a character
 ATOMS = [
-    "a",
-    "b",
-    ".",
-    r"\w",
-    r"\s",
-    " ",
-    "[ab]",
-    "[^a]",
-    "(?:a|b)",
-    "(?:ab|a)",
-    "(?!a)",
-    "(?=b)",
-    r"\b",
-    "$",
-    "^",
-    "(a+)",
-    r"\p{L}",
-]
+    "a", "b", ".", r"\w", r"\s", " ", "[ab]", "[^a]", "(?:a|b)", "(?:ab|a)", "(?!a)", "(?=b)", r"\b", "$", "^", "(a+)", r"\p{L}",
+]  # fmt: skip
 VALUES: dict[str, list[Any]] = {
     "content": ["", "a", "aa", "b", " ", "▁", "ﷺ", "x" * 40], "prepend": ["▁", "", "ab"], "sep": [["</s>", 1]],
     "behavior": ["Isolated", "Removed", "Contiguous"], "cls": [["<s>", 0]], "replacement": ["▁", "a"],
