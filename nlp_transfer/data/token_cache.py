@@ -28,9 +28,9 @@ from transformers.tokenization_utils_base import PaddingStrategy, TruncationStra
 
 from nlp_transfer.data.growing_columns import GrowingRagged
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import Encode, Ragged, TokenTable, encode_rows, encoded_blocks
 from nlp_transfer.utils.console import say
+from nlp_transfer.utils.environment import default_cache
 
 CachePolicy = Literal["auto", "disk", "none"]
 MIN_ROWS = 2000  # smaller tables are not cached by default: encoding takes 0.1 seconds, reading 0.01

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nlp_transfer.data import sources
 from nlp_transfer.data.sources import find_model, globs, json_rows, read_rows, table_reader, wheels
 from nlp_transfer.data.sources.file_reading import MAX_ROW
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
@@ -26,6 +27,7 @@ from nlp_transfer.data.split_sampling import split_off
 from nlp_transfer.run.document import MAX_BYTES, merge, parse_overrides, read_document
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.errors import LONGEST, UserError, did_you_mean
 from tests.fuzz.cases import Case, attempt, replaced
 
@@ -308,10 +310,10 @@ def test_file_that_changes_while_it_is_read(how: str, side: bool, tmp_path: Path
             path.write_text("x\ny\nz\n" if how == "grows" else "x\n")
         return true(found)
 
-    true = wheels.sha256_of
+    true = sha256_of
     source: Any = {"source": str(path), "target": str(other)} if side else str(path)
     wanted = ["source", "target"] if side else ["text"]
-    module: Any = sys.modules["nlp_transfer.data.sources.aligned_files"] if side else wheels
+    module: Any = sys.modules["nlp_transfer.data.sources.aligned_files"] if side else sources
     with replaced(module, "sha256_of", change), pytest.raises(UserError) as error:
         read_rows(source, "train", DataConfig(), wanted)
     assert str(path) in str(error.value)

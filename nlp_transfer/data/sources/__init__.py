@@ -29,6 +29,7 @@ from nlp_transfer.data.sources.rows import (
 from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
 from nlp_transfer.data.sources.text_columns import GrowingColumn
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
@@ -235,7 +236,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
             column.extend(cells)
     if has_rows:  # JSON objects and cells of `translation` may have names that earlier rows lack
         check_columns(list(names), wanted, source)
-    digest = wheels.sha256_of(path)
+    digest = sha256_of(path)
     check_unchanged(path, before)
     rows = from_columns({name: column.done() for name, column in columns.items()}, str(path), first or 1)
     return replace(rows, hashes={str(path.resolve()): digest}).without_positions(skipped)

@@ -9,8 +9,8 @@ from nlp_transfer.data.sources.file_reading import at_home, check_unchanged, new
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.sources.table_reader import read_lines
 from nlp_transfer.data.sources.text_columns import GrowingColumn
-from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.errors import Problems, UserError
 
 SIDES = ("source", "target")
