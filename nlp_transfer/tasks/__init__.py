@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nlp_transfer.settings import registry
-from nlp_transfer.settings.extensions import FORM
-from nlp_transfer.settings.validation import validate
+from nlp_transfer.settings.validation import build
 from nlp_transfer.tasks.common.objective import PLAIN_LOSS, Arrays, Batch, Items, LossOptions, Objective
 from nlp_transfer.tasks.common.task import Task
-from nlp_transfer.utils.errors import Problems, UserError
 
 __all__ = ["PLAIN_LOSS", "Arrays", "Batch", "Items", "LossOptions", "Objective", "Task", "task_from", "task_name"]
 
@@ -30,13 +28,5 @@ def task_from(document: Mapping[str, Any], kind: type[Task] | None = None) -> Ta
     Raises:
         UserError: If the name is unknown or settings are invalid. The message lists all problems.
     """
-    name = document.get("name")
-    if not isinstance(name, str):
-        problem = "is required" if name is None else f"found {name!r}"
-        raise UserError(f"task.name: {problem}; known: {', '.join(registry.names('task'))}, and other code as {FORM}")
-    problems = Problems()
-    settings = {key: value for key, value in document.items() if key != "name"}
-    task: Task | None = validate(kind or registry.load("task", name), settings, problems, "task")
-    problems.raise_if_any()
-    assert task is not None
+    task: Task = build("task", document, "task", kind)
     return task

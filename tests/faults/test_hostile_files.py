@@ -178,9 +178,9 @@ def test_globs_do_not_run_in_circles(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(".")
     run = Case("glob", lambda: read_rows(f"{tmp_path}/**/*.csv", "train", DataConfig(), ["text"]), ())
     assert attempt(run) == "returned"
-    assert globs.expand("**/*.csv", f"{tmp_path}/") == [f"{tmp_path}/a/1.csv"]
+    assert globs.expand_glob("**/*.csv", f"{tmp_path}/") == [f"{tmp_path}/a/1.csv"]
     with replaced(globs, "MAX_ENTRIES", 2), pytest.raises(UserError, match="visits more than 2 files"):
-        globs.expand(f"{tmp_path}/**")
+        globs.expand_glob(f"{tmp_path}/**")
 
 
 def test_globs_find_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +202,8 @@ def test_globs_find_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "a/[!0-9].csv": [],
         "nowhere/*": [],
     }
-    assert {pattern: globs.expand(pattern) for pattern in found} == found
-    assert globs.expand(f"{tmp_path}/*.csv") == [f"{tmp_path}/1.csv"]
+    assert {pattern: globs.expand_glob(pattern) for pattern in found} == found
+    assert globs.expand_glob(f"{tmp_path}/*.csv") == [f"{tmp_path}/1.csv"]
 
 
 def texts_of(source: str) -> Any:

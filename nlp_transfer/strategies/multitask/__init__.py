@@ -35,7 +35,7 @@ from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import PORTABLE, is_portable
-from nlp_transfer.utils.errors import Problems, UserError
+from nlp_transfer.utils.errors import Problems, UserError, prefixed
 
 AUXILIARY = re.compile(r"^auxiliary\.[^.]+\.")  # prefix of the parameters of an auxiliary task
 
@@ -173,7 +173,7 @@ class Multitask(Strategy):
 
     def _read(self, auxiliary: AuxiliaryTask, job: Job) -> Job:
         """Read, check and tokenize the rows of an auxiliary task."""
-        try:
+        with prefixed(f"strategy.tasks, {auxiliary.name}"):
             task = task_from(auxiliary.task)
             self.check_data(auxiliary.data, task, problems := Problems())
             problems.raise_if_any()
@@ -181,8 +181,6 @@ class Multitask(Strategy):
             task = task.prepare(job.checkpoint, splits.rows["train"])
             if task.prefer_head(None).auto_class() is not job.task.auto_class():
                 raise UserError("task: does not put a head on an encoder; allowed: classification and regression")
-        except UserError as error:
-            raise UserError(f"strategy.tasks, {auxiliary.name}: {error}") from error
         say(*(f"{auxiliary.name}: {line}" for line in (*task.report(splits.rows["train"]), *splits.notes)))
         tokenizer, tables = job.checkpoint.tokenizer, {}
         for name, rows in splits.rows.items():
