@@ -4,10 +4,9 @@ Created splits are stratified and seeded, and rows with the same input or group 
 normalized before comparison: copies that differ in case, spacing or Unicode form are the same input.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,25 +22,7 @@ UNLABELLED = "unlabelled"
 NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings of training
 
 
-class Readable(Protocol):
-    """The methods of a task that are needed to read its data; see `nlp_transfer.tasks.Task`."""
-
-    def columns(self) -> list[str]: ...
-    def input_columns(self) -> list[str]: ...
-    @property
-    def filters(self) -> Sequence[str]: ...
-    def filter(self, train: Rows, names: Sequence[str]) -> dict[int, BadRow]: ...
-    def fit(self, train: Rows, problems: Problems) -> Self: ...
-    def fit_settings(self, problems: Problems) -> Self: ...
-    def check_split(self, train: Rows, problems: Problems) -> None: ...
-    def least_validation(self) -> int: ...
-    def check_settings(self, training: TrainingConfig, problems: Problems) -> None: ...
-    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None: ...
-    def keys(self, rows: Rows) -> Iterable[str]: ...
-    def strata(self, rows: Rows) -> np.ndarray: ...
-
-
-TaskType = TypeVar("TaskType", bound=Readable)
+TaskType = TypeVar("TaskType", bound=Any)  # a subclass of `nlp_transfer.tasks.Task`, which this layer cannot import
 
 
 @dataclass
@@ -191,7 +172,7 @@ def _without_validation(share: float, size: int, rows: int, minimum: int) -> str
     )
 
 
-def input_keys(task: Readable, rows: Rows) -> np.ndarray:
+def input_keys(task: Any, rows: Rows) -> np.ndarray:
     """Return a key for each row, equal for rows with equal normalized inputs; int64 of shape (rows,)."""
     return fingerprints(map(normalized, task.keys(rows)))
 
@@ -206,7 +187,7 @@ def check_shares(data: DataConfig, problems: Problems) -> None:
         )
 
 
-def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> np.ndarray:
+def _draw_shots(splits: Splits, shots: int, task: Any, seed: int) -> np.ndarray:
     """Reduce the training rows to `shots` rows of each label, and return their indices (int64, ascending)."""
     train = splits.rows["train"]
     strata = task.strata(train)
