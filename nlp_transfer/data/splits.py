@@ -7,7 +7,7 @@ normalized before comparison: copies that differ in case, spacing or Unicode for
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,21 +25,7 @@ MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS = 20, 3  # for a reliable sel
 NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings of training
 
 
-class Readable(Protocol):
-    """The methods of a task that are needed to read its data; see `nlp_transfer.tasks.Task`."""
-
-    @property
-    def traits(self) -> Any: ...
-    @property
-    def inputs(self) -> list[str]: ...
-    @property
-    def targets(self) -> list[str]: ...
-    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self: ...
-    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None: ...
-    def describe(self, train: Rows) -> Any: ...
-
-
-TaskType = TypeVar("TaskType", bound=Readable)
+TaskType = TypeVar("TaskType", bound=Any)  # a subclass of `nlp_transfer.tasks.Task`, which this layer cannot import
 
 
 @dataclass
@@ -188,7 +174,7 @@ def _without_validation(share: float, size: int, rows: int, minimum: int) -> str
     )
 
 
-def input_texts(task: Readable, rows: Rows) -> Iterator[str]:
+def input_texts(task: Any, rows: Rows) -> Iterator[str]:
     """Yield the input of each row as one text.
 
     The separator of columns is surrounded by spaces: normalization then removes spaces at the ends of each cell.
@@ -197,7 +183,7 @@ def input_texts(task: Readable, rows: Rows) -> Iterator[str]:
     return (" \0 ".join(map(str, cells)) for cells in zip(*columns, strict=True))
 
 
-def input_keys(task: Readable, rows: Rows) -> np.ndarray:
+def input_keys(task: Any, rows: Rows) -> np.ndarray:
     """Return a key for each row, equal for rows with equal normalized inputs; int64 of shape (rows,)."""
     return fingerprints(map(normalized, input_texts(task, rows)))
 
@@ -212,7 +198,7 @@ def check_shares(data: DataConfig, problems: Problems) -> None:
         )
 
 
-def _draw_shots(splits: Splits, shots: int, task: Readable, seed: int) -> np.ndarray:
+def _draw_shots(splits: Splits, shots: int, task: Any, seed: int) -> np.ndarray:
     """Reduce the training rows to `shots` rows of each label, and return their indices (int64, ascending)."""
     train = splits.rows["train"]
     strata = task.describe(train).strata

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import time
 import uuid
 import zlib
@@ -28,15 +27,15 @@ from transformers.tokenization_utils_base import PaddingStrategy, TruncationStra
 
 from nlp_transfer.data.growing_columns import GrowingRagged
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import Encode, Features, Ragged, TokenTable, encode_rows, encoded_blocks
+from nlp_transfer.security.file_locks import remove
 from nlp_transfer.utils.console import say
+from nlp_transfer.utils.environment import default_cache
 
 CachePolicy = Literal["auto", "disk", "none"]
 MIN_ROWS = 2000  # smaller tables are not cached by default: encoding takes 0.1 seconds, reading 0.01
 MAX_BYTES, MAX_ENTRIES = 8 * 2**30, 1000  # limits of the cache; the least recently used entries are removed first
 LOCK_TIMEOUT = 3600.0  # seconds to wait for another process that encodes the same rows
-BLOCK = 2**20  # bytes
 DAY = 86400  # seconds
 META = "meta.json"
 
@@ -125,85 +124,72 @@ def tokenizer_fingerprint(tokenizer: Any) -> Any:
     return [hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(), *settings]
 
 
-class _ChecksumFile:
-    """Wraps a file and computes its size and CRC-32 on write."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.size, self.checksum = file, 0, 0
-
-    def write(self, data: Any) -> None:
-        self.checksum = zlib.crc32(data, self.checksum)
-        self.size += memoryview(data).nbytes
-        self.file.write(data)
-
-
 def _write(folder: Path, rows: Rows, encode: Encode) -> None:
-    """Encode the rows block by block into a temporary folder, and rename it to `folder`."""
+    """Encode the rows into a temporary folder, and rename it to `folder`."""
     temporary = folder.with_name(f".part-{uuid.uuid4().hex}")
     temporary.mkdir(mode=0o700)
-    files: dict[str, _ChecksumFile] = {}
+    try:
+        _fill(temporary, rows, encode)
+        os.rename(temporary, folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # these two: another process has written the same entry
+            raise
+    finally:
+        remove(temporary)
+
+
+def _fill(folder: Path, rows: Rows, encode: Encode) -> None:
+    """Encode the rows block by block into an empty folder."""
     columns: dict[str, GrowingRagged] = {}
     dense: dict[str, list[np.ndarray]] = {}
-    texts: dict[str, _ChecksumFile] = {}
+    texts: dict[str, BinaryIO] = {}
     truncated, features = 0, Features({}, {})
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        for ragged, features in encoded_blocks(rows, encode):
+            truncated += features.truncated
+            for name, column in ragged.items():
+                if name not in columns:
+                    columns[name] = GrowingRagged(stack.enter_context((folder / f"{name}.values").open("wb")))
+                columns[name].add(column.values, column.offsets)
+            for name, values in features.dense.items():
+                dense.setdefault(name, []).append(values)
+            for name, values in features.texts.items():
+                if name not in texts:
+                    texts[name] = stack.enter_context((folder / f"{name}.texts").open("wb"))
+                texts[name].write(json.dumps(values.tolist()).encode() + b"\n")
+    by_hash: dict[bytes, str] = {}  # columns with equal offsets share a file
+    offsets_of = {}
+    for name, growing in columns.items():
+        offsets = growing.offsets()
+        offsets_of[name] = by_hash.setdefault(hashlib.sha256(offsets.data).digest(), name)
+        if offsets_of[name] == name:
+            offsets.tofile(folder / f"{name}.offsets")
+    for name, blocks in dense.items():
+        np.save(folder / f"{name}.npy", np.concatenate(blocks), allow_pickle=False)
+    content = json.dumps({
+        "rows": len(rows), "truncated": truncated, "padding": dict(features.padding), "sides": features.sides,
+        "dense": list(dense), "texts": list(texts),
+        "ragged": {name: [column.count, column.constant, offsets_of[name]] for name, column in columns.items()},
+        "files": {path.name: _stamp(path) for path in folder.iterdir()},
+    })  # fmt: skip
+    (folder / META).write_text(f"{content}\n{zlib.crc32(content.encode())}", encoding="utf-8")
 
-            def create(name: str) -> Any:
-                files[name] = _ChecksumFile(stack.enter_context((temporary / name).open("wb")))
-                return files[name]
 
-            for ragged, features in encoded_blocks(rows, encode):
-                truncated += features.truncated
-                for name, column in ragged.items():
-                    if name not in columns:
-                        columns[name] = GrowingRagged(create(f"{name}.values"))
-                    columns[name].add(column.values, column.offsets)
-                for name, values in features.dense.items():
-                    dense.setdefault(name, []).append(values)
-                for name, values in features.texts.items():
-                    if name not in texts:
-                        texts[name] = create(f"{name}.texts")
-                    texts[name].write(json.dumps(values.tolist()).encode() + b"\n")
-            by_hash: dict[bytes, str] = {}  # columns with equal offsets share a file
-            offsets_of = {}
-            for name, growing in columns.items():
-                offsets = growing.offsets().data
-                offsets_of[name] = by_hash.setdefault(hashlib.sha256(offsets).digest(), name)
-                if offsets_of[name] == name:
-                    create(f"{name}.offsets").write(offsets)
-            for name, blocks in dense.items():
-                np.save(create(f"{name}.npy"), np.concatenate(blocks), allow_pickle=False)
-        content = json.dumps({
-            "rows": len(rows), "truncated": truncated, "padding": dict(features.padding), "sides": features.sides,
-            "dense": list(dense), "texts": list(texts),
-            "ragged": {name: [column.count, column.constant, offsets_of[name]] for name, column in columns.items()},
-            "files": {name: [file.size, file.checksum] for name, file in files.items()},
-        })  # fmt: skip
-        (temporary / META).write_text(f"{content}\n{zlib.crc32(content.encode())}", encoding="utf-8")
-        try:
-            os.rename(temporary, folder)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # these two: another process has written the same entry
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _stamp(path: Path) -> list[int]:
+    return [path.stat().st_size, crc32_of(path)]
 
 
 def _read(folder: Path, check: bool = True) -> TokenTable | None:
     """Return the table in a folder, or None. Removes a damaged entry."""
+    if not folder.is_dir():
+        return None
     try:
         content, _, checksum = (folder / META).read_text(encoding="utf-8").rpartition("\n")
-    except (OSError, UnicodeError):
-        if not folder.is_dir():
-            return None
-        content, checksum = "", ""
-    try:
         if str(zlib.crc32(content.encode())) != checksum:
             raise ValueError(f"{META} is damaged")
         meta = json.loads(content)
         for name, expected in meta["files"].items() if check else ():
-            if _checksum(folder / name) != expected:
+            if _stamp(folder / name) != expected:
                 raise ValueError(f"{name} is damaged")
         ragged = {name: Ragged(_values(folder, name, count, constant), _mapped(folder / f"{of}.offsets", np.int64, rows + 1))
                   for rows in [meta["rows"]] for name, (count, constant, of) in meta["ragged"].items()}  # fmt: skip
@@ -212,7 +198,7 @@ def _read(folder: Path, check: bool = True) -> TokenTable | None:
         os.utime(folder)  # the time of last use
     except (OSError, ValueError, KeyError, TypeError) as error:
         say(f"warning: {folder}: cannot be used ({error}); the rows are encoded again")
-        _remove(folder)
+        remove(folder)
         return None
     return TokenTable(ragged, dense, meta["padding"], meta["truncated"], texts, sides=tuple(meta["sides"]))
 
@@ -231,22 +217,9 @@ def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
 
 def _texts(path: Path, rows: int) -> np.ndarray:
     texts = np.empty(rows, object)
-    first = 0
     with path.open("rb") as file:
-        for line in file:
-            block = json.loads(line)
-            texts[first : first + len(block)] = block
-            first += len(block)
+        texts[:] = [text for line in file for text in json.loads(line)]
     return texts
-
-
-def _checksum(path: Path) -> list[int]:
-    """Return the size and CRC-32 of a file. Reads blocks, since mapped pages would count as memory of this process."""
-    size = checksum = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            size, checksum = size + len(block), zlib.crc32(block, checksum)
-    return [size, checksum]
 
 
 @contextlib.contextmanager
@@ -287,22 +260,11 @@ def prune(root: Path, newest: Path) -> None:
             last_use = path.stat().st_mtime
             if path.name.startswith(".") or path.suffix == ".lock":
                 if last_use < time.time() - DAY:
-                    _remove(path)
+                    remove(path)
             elif path.is_dir():
                 entries.append((last_use, sum(file.stat().st_size for file in path.iterdir()), path))
     total, number = sum(size for _, size, _ in entries), len(entries)
     for _, size, path in sorted(entries):
         if (total > MAX_BYTES or number > MAX_ENTRIES) and path != newest:
-            _remove(path)
+            remove(path)
             total, number = total - size, number - 1
-
-
-def _remove(path: Path) -> None:
-    """Remove an entry, renamed first so that no process reads it partially removed. Open memory maps stay valid."""
-    renamed = path.with_name(f".gone-{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):
-        os.rename(path, renamed)
-        if renamed.is_dir():
-            shutil.rmtree(renamed, ignore_errors=True)
-        else:
-            renamed.unlink()

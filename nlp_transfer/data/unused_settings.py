@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.data.sources import HUB_DATA, wheels
-from nlp_transfer.data.sources.file_reading import at_home, format_of, has_lines
+from nlp_transfer.data.sources.file_reading import format_of, has_lines
 from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.settings.applicability import FORMAT, NO_STEPS, given_fields, refuse_unused, unused_fields
 from nlp_transfer.settings.schema import DataConfig, RunConfig
+from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError
 
 _BY_EXTENSION = {
@@ -112,7 +113,7 @@ def _format_settings(source: Any) -> Iterable[str]:
         inner = wheels.parse(str(source)).path if wheels.is_wheel(str(source)) else str(source)
     except UserError:  # reported when it is read
         return FORMAT
-    path = at_home(inner)
+    path = expand(inner)
     if inner == str(source) and (os.path.isdir(path) or has_lines(path)):  # class folders of text files
         return _BY_EXTENSION[".txt"]
     if extension := format_of(path):

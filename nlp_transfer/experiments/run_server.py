@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS_FILE
 from nlp_transfer.fine_tune import FineTuned, fine_tune
 from nlp_transfer.security.child_processes import end_with_input, end_with_parent, run_forked
@@ -28,6 +27,7 @@ from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.settings.extensions import load_code
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.utils.atomic_files import open_for_append, replacing, write_json
+from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.environment import finish_output
 from nlp_transfer.utils.errors import UserError
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.saved_models.custom_models import FOLDER as BUILT
 from nlp_transfer.security.file_locks import open_regular
 from nlp_transfer.security.secret_patterns import contains_secret
 from nlp_transfer.security.secret_patterns import find_secret as find_secret_in_text
+from nlp_transfer.utils.checksums import sha256_of
 
 TOKENIZER = frozenset((*TOKENIZER_FILES, "chat_template.jinja"))
 MODEL_FILES = TOKENIZER | {*CONFIGURATIONS, "model.safetensors", "model.safetensors.index.json"}

@@ -9,7 +9,6 @@ from typing import Any
 from nlp_transfer.data.sources.file_reading import (
     SURROGATE,
     UNDECODED,
-    at_home,
     format_of,
     has_lines,
     kind_of,
@@ -24,6 +23,7 @@ from nlp_transfer.inference.writers import ENDINGS as OUTPUTS
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.utils.distributed import world_size
+from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Fault, Problems, UserError
 
 
@@ -127,7 +127,7 @@ def check_inputs(command: str, texts: Sequence[str], options: Mapping[str, Any])
 
 def check_not_of_model(output: Path, model: str) -> None:
     """Raise a UserError if the output would replace a file of the model or of its run."""
-    folder, target = at_home(model).resolve(), output.resolve()
+    folder, target = expand(model).resolve(), output.resolve()
     if output != DASH and target.exists() and target.is_relative_to(folder):
         from nlp_transfer.saved_models.layout import RUN_FILES
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.kernels import accelerated
@@ -27,6 +26,7 @@ from nlp_transfer.models.preparation import autocast
 from nlp_transfer.utils.atomic_files import replacing
 from nlp_transfer.utils.console import Steps, say
 from nlp_transfer.utils.distributed import broadcast_from_main
+from nlp_transfer.utils.environment import default_cache
 from nlp_transfer.utils.errors import UserError
 
 Where = Literal["auto", "memory", "disk"]

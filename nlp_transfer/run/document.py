@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from nlp_transfer.data.sources.file_reading import ENDINGS, SURROGATE, kind_of, read_start
-from nlp_transfer.data.sources.portable_paths import relocate
+from nlp_transfer.data.sources.portable_paths import map_values, relocate
 from nlp_transfer.settings.schema import Document, RunConfig, expand_name
 from nlp_transfer.settings.validation import all_settings, suggest
 from nlp_transfer.utils.errors import UserError, shorten
@@ -263,7 +263,7 @@ def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Doc
     Raises:
         UserError: an override addresses a list position that does not exist, or a setting inside a plain value.
     """
-    merged: Document = _copy(document)
+    merged: Document = map_values(lambda value: value, document)  # a copy that shares other values, such as data frames
     notes: list[str] = []
     named = [(f"{name}.name" if name in NAMED and isinstance(value, str) else name, value) for name, value in overrides]
     for name, value in sorted(named, key=lambda pair: not pair[0].endswith((*NAMED, ".name"))):
@@ -302,10 +302,3 @@ def _index(items: list[Any], text: str, name: str) -> int:
         allowed = f"a position from 0 to {len(items) - 1}" if items else "no position: the list is empty"
         raise UserError(f"--{name}: found {text!r}; allowed: {allowed}")
     return int(text)
-
-
-def _copy(value: Any) -> Any:
-    """Copy mappings and lists, so that the caller's document does not change. Other values, such as data frames, are shared."""
-    if isinstance(value, Mapping):
-        return {key: _copy(inner) for key, inner in value.items()}
-    return [_copy(inner) for inner in value] if isinstance(value, list) else value

@@ -16,13 +16,13 @@ from typing import Any
 from nlp_transfer.data.sources import ModelSource, find_model
 from nlp_transfer.data.sources.portable_paths import mapping, portable, replaced
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
 from nlp_transfer.models.verification.model_files import find_file, find_weights
 from nlp_transfer.run.run import Run
 from nlp_transfer.settings.annotations import named_models
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies import Strategy, nested_tasks, parts_of
+from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.errors import UserError
 
 MODEL_FOLDERS = ("", "target_tokenizer/")

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.compatibility import embedding_rows
 from nlp_transfer.models.layers import has_decoder, place_end_tokens
 from nlp_transfer.models.regression_output import regression_outputs
 from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
+from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.errors import UserError, first_line, shorten
 
 ROWS, LENGTH, SHOWN = 2, 8, 8

@@ -25,39 +25,6 @@ XLA = ("PJRT_DEVICE", "XRT_TPU_CONFIG")
 MIXED = ("no", "bf16", "fp16")
 LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"  # set by every `accelerate launch`
 
-USED = "used"
-NO_EFFECT = "no effect"
-REFUSED = "refused"
-CONFIGURATION: dict[str, tuple[str, str]] = {
-    "distributed_type": (USED, "NO, MULTI_CPU and MULTI_GPU; others are refused"),
-    "num_processes": (USED, "on CUDA GPUs; on CPUs Accelerate starts one process, which is refused: use torchrun"),
-    "num_machines": (USED, ""),
-    "machine_rank": (USED, ""),
-    "main_process_ip": (USED, ""),
-    "main_process_port": (USED, ""),
-    "rdzv_backend": (USED, ""),
-    "same_network": (USED, ""),
-    "gpu_ids": (USED, ""),
-    "mpirun_config": (USED, ""),
-    "enable_cpu_affinity": (USED, ""),
-    "debug": (USED, ""),
-    "use_cpu": (USED, "training, evaluation and prediction use the CPU"),
-    "mixed_precision": (USED, "bf16 and fp16, if `training.precision` is `auto` and the device supports it; fp8 is refused"),
-    "gradient_accumulation_steps": (NO_EFFECT, "use `training.gradient_accumulation_steps`"),
-    "dynamo_config": (NO_EFFECT, "models are not compiled"),
-    "downcast_bf16": (NO_EFFECT, "is for TPUs"),
-    "main_training_function": (NO_EFFECT, "is for TPUs and notebooks"),
-    "compute_environment": (USED, "LOCAL_MACHINE; SageMaker is refused"),
-    "fp8_config": (REFUSED, ""),
-    "fsdp_config": (REFUSED, ""),
-    "deepspeed_config": (REFUSED, ""),
-    "megatron_lm_config": (REFUSED, ""),
-    "parallelism_config": (REFUSED, ""),
-    **dict.fromkeys(("tpu_name", "tpu_zone", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_env"), (REFUSED, "")),
-    **dict.fromkeys(("command_file", "commands"), (REFUSED, "are for TPU pods")),
-}
-"""Every field of Accelerate's configuration (file or flags of `accelerate launch`): whether it is used, and an explanation."""
-
 
 def flag(name: str) -> bool:
     """Parse a boolean environment variable as Accelerate does; false if unset.
@@ -135,8 +102,8 @@ def _without_effect() -> list[str]:
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     compiler = os.environ.get(LAUNCHED, "no")
     entries = {
-        f"gradient_accumulation_steps {steps}": steps != "1" and CONFIGURATION["gradient_accumulation_steps"],
-        f"dynamo_backend {compiler}": compiler.lower() != "no" and CONFIGURATION["dynamo_config"],
-        "downcast_bf16": flag("ACCELERATE_DOWNCAST_BF16") and CONFIGURATION["downcast_bf16"],
+        f"gradient_accumulation_steps {steps}": steps != "1" and "use `training.gradient_accumulation_steps`",
+        f"dynamo_backend {compiler}": compiler.lower() != "no" and "models are not compiled",
+        "downcast_bf16": flag("ACCELERATE_DOWNCAST_BF16") and "is for TPUs",
     }
-    return [f"no effect: {setting} in Accelerate's configuration: {entry[1]}" for setting, entry in entries.items() if entry]
+    return [f"no effect: {setting} in Accelerate's configuration: {reason}" for setting, reason in entries.items() if reason]

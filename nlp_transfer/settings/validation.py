@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.extensions import FORM
 from nlp_transfer.settings.schema import RunConfig, Settings, settings_help
-from nlp_transfer.utils.errors import Problems, did_you_mean, shorten
+from nlp_transfer.utils.errors import Problems, UserError, did_you_mean, shorten
 
 QUOTE = "YAML reads unquoted yes, no, on and off as true or false, and null and ~ as null: put such text in quotes"
 
@@ -204,3 +204,24 @@ def validate(schema: type[SettingsType], raw: Any, problems: Problems, prefix: s
     except ValidationError as error:
         problems.extend(explain(error, schema, prefix))
         return None
+
+
+def build(kind: registry.Kind, document: Mapping[str, Any], place: str, implementation: Any = None) -> Any:
+    """Create a task or strategy from a document with its name and settings.
+
+    Args:
+        place: the setting that contains the document, for messages.
+        implementation: the class; None: look it up by the name.
+
+    Raises:
+        UserError: the name is unknown, or settings are invalid. The message lists all problems.
+    """
+    name = document.get("name")
+    if not isinstance(name, str):
+        problem = "is required" if name is None else f"found {name!r}"
+        raise UserError(f"{place}.name: {problem}; known: {', '.join(registry.names(kind))}, and other code as {FORM}")
+    problems = Problems()
+    settings = {key: value for key, value in document.items() if key != "name"}
+    built = validate(implementation or registry.load(kind, name), settings, problems, place)
+    problems.raise_if_any()
+    return built

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nlp_transfer.settings import registry
-from nlp_transfer.settings.extensions import FORM
-from nlp_transfer.settings.validation import validate
+from nlp_transfer.settings.validation import build
 from nlp_transfer.strategies.common.combined import Combined, parts_of
 from nlp_transfer.strategies.common.job import Group, Job, Losses, Phase, State, Tables, View
 from nlp_transfer.strategies.common.strategy import Strategy
 from nlp_transfer.strategies.common.strategy_checks import check_list, check_strategy, nested_tasks
 from nlp_transfer.strategies.common.strategy_traits import SENTENCE_MODEL, StrategyTraits, default_learning_rate
-from nlp_transfer.utils.errors import Problems, UserError
+from nlp_transfer.utils.errors import UserError
 
 __all__ = [
     "SENTENCE_MODEL",
@@ -52,15 +51,5 @@ def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any] | Str
 
 
 def _single(document: Mapping[str, Any] | Strategy, place: str) -> Strategy:
-    if isinstance(document, Strategy):
-        return document
-    name = document.get("name")
-    if not isinstance(name, str):
-        problem = "is required" if name is None else f"found {name!r}"
-        raise UserError(f"{place}.name: {problem}; known: {', '.join(registry.names('strategy'))}, and other code as {FORM}")
-    problems = Problems()
-    settings = {key: value for key, value in document.items() if key != "name"}
-    strategy: Strategy | None = validate(registry.load("strategy", name), settings, problems, place)
-    problems.raise_if_any()
-    assert strategy is not None
+    strategy: Strategy = document if isinstance(document, Strategy) else build("strategy", document, place)
     return strategy

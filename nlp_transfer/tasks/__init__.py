@@ -8,13 +8,11 @@ from typing import Any
 
 from nlp_transfer.evaluation.metrics.scorer import Arrays
 from nlp_transfer.settings import registry
-from nlp_transfer.settings.extensions import FORM
-from nlp_transfer.settings.validation import validate
+from nlp_transfer.settings.validation import build
 from nlp_transfer.tasks.common.objectives import Batch, Items, Objective
 from nlp_transfer.tasks.common.task import Description, Task
 from nlp_transfer.tasks.common.token_tables import encode_table
 from nlp_transfer.tasks.common.traits import TaskTraits
-from nlp_transfer.utils.errors import Problems, UserError
 
 __all__ = ["Arrays", "Batch", "Description", "Items", "Objective", "Task", "TaskTraits", "encode_table", "task_from", "task_name"]
 
@@ -33,13 +31,5 @@ def task_from(document: Mapping[str, Any], kind: type[Task] | None = None) -> Ta
     Raises:
         UserError: If the name is unknown or settings are invalid. The message lists all problems.
     """
-    name = document.get("name")
-    if not isinstance(name, str):
-        problem = "is required" if name is None else f"found {name!r}"
-        raise UserError(f"task.name: {problem}; known: {', '.join(registry.names('task'))}, and other code as {FORM}")
-    problems = Problems()
-    settings = {key: value for key, value in document.items() if key != "name"}
-    task: Task | None = validate(kind or registry.load("task", name), settings, problems, "task")
-    problems.raise_if_any()
-    assert task is not None
+    task: Task = build("task", document, "task", kind)
     return task

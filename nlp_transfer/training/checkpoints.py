@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.models.verification.weight_files import stored_shapes
 from nlp_transfer.security.file_locks import OLD, PART, read_record, remove
 from nlp_transfer.utils.atomic_files import replacing, replacing_folder, sync
+from nlp_transfer.utils.checksums import sha256_of
 
 Tensors = dict[str, torch.Tensor]
 

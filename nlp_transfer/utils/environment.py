@@ -81,6 +81,20 @@ def fallback_cache() -> Path:
     return folder if is_private else Path(tempfile.mkdtemp(prefix="nlp_transfer-"))  # another user may have created it
 
 
+def default_cache() -> Path:
+    """Return `$NLP_TRANSFER_CACHE`, or `$XDG_CACHE_HOME/nlp_transfer`, or `~/.cache/nlp_transfer`."""
+    if configured := os.environ.get("NLP_TRANSFER_CACHE"):
+        return expand(configured)
+    folder = user_cache("nlp_transfer")
+    if uses_fallback(folder):
+        from nlp_transfer.utils.console import say_once  # loads rich, which `--help` does not need
+
+        say_once(
+            f"there is no writable home folder, so caches are in {fallback_cache()} (NLP_TRANSFER_CACHE and HF_HOME change that)"
+        )
+    return folder
+
+
 def uses_fallback(folder: Path) -> bool:
     """Whether `user_cache` returned this folder from `fallback_cache`; does not create the fallback."""
     return bool(fallback_cache.cache_info().currsize) and folder.is_relative_to(fallback_cache())

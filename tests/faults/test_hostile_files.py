@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nlp_transfer.data import sources
 from nlp_transfer.data.sources import find_model, globs, json_rows, read_rows, table_reader, wheels
 from nlp_transfer.data.sources.file_reading import MAX_ROW
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
@@ -26,6 +27,7 @@ from nlp_transfer.data.split_sampling import split_off
 from nlp_transfer.run.document import MAX_BYTES, merge, parse_overrides, read_document
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.errors import LONGEST, UserError, did_you_mean
 from tests.builders import refused
 from tests.helpers.fuzz.cases import Case, attempt, replaced
@@ -171,9 +173,9 @@ def test_globs_do_not_run_in_circles(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(".")
     run = Case("glob", lambda: read_rows(f"{tmp_path}/**/*.csv", "train", DataConfig(), ["text"]), ())
     assert attempt(run) == "returned"
-    assert globs.expand("**/*.csv", f"{tmp_path}/") == [f"{tmp_path}/a/1.csv"]
+    assert globs.expand_glob("**/*.csv", f"{tmp_path}/") == [f"{tmp_path}/a/1.csv"]
     with replaced(globs, "MAX_ENTRIES", 2), refused("more than 2 files"):
-        globs.expand(f"{tmp_path}/**")
+        globs.expand_glob(f"{tmp_path}/**")
 
 
 def test_globs_find_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +197,8 @@ def test_globs_find_what_they_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "a/[!0-9].csv": [],
         "nowhere/*": [],
     }
-    assert {pattern: globs.expand(pattern) for pattern in found} == found
-    assert globs.expand(f"{tmp_path}/*.csv") == [f"{tmp_path}/1.csv"]
+    assert {pattern: globs.expand_glob(pattern) for pattern in found} == found
+    assert globs.expand_glob(f"{tmp_path}/*.csv") == [f"{tmp_path}/1.csv"]
 
 
 def texts_of(source: str) -> Any:
@@ -303,10 +305,10 @@ def test_file_that_changes_while_it_is_read(how: str, side: bool, tmp_path: Path
             path.write_text("x\ny\nz\n" if how == "grows" else "x\n")
         return true(found)
 
-    true = wheels.sha256_of
+    true = sha256_of
     source: Any = {"source": str(path), "target": str(other)} if side else str(path)
     wanted = ["source", "target"] if side else ["text"]
-    module: Any = sys.modules["nlp_transfer.data.sources.aligned_files"] if side else wheels
+    module: Any = sys.modules["nlp_transfer.data.sources.aligned_files"] if side else sources
     with replaced(module, "sha256_of", change), refused(path, "cannot be read" if how == "vanishes" else "was changed"):
         read_rows(source, "train", DataConfig(), wanted)
 

@@ -10,8 +10,8 @@ from datasets import Dataset, Features, Translation
 from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.aligned_files import read_aligned
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.checksums import sha256_of
 from tests.builders import refused, write
 
 PAIRS = [("a dog", "ein Hund"), ('the "cat"', "die „Katze“, 猫"), ("it's 5\tkm", "es sind 5\tkm")]

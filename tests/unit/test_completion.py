@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from nlp_transfer.cli import cli
-from nlp_transfer.commands.completion import complete, is_document
+from nlp_transfer.commands.completion import complete
+from nlp_transfer.commands.file_argument import is_document
 from tests.builders import refused, sentiment_rows, write
 
 ROWS = sentiment_rows(40)

@@ -308,4 +308,4 @@ def test_one_function_decides_where_the_cache_is() -> None:
     readers = {
         path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if '"NLP_TRANSFER_CACHE"' in path.read_text()
     }
-    assert readers == {"data/sources/wheels.py"}
+    assert readers == {"utils/environment.py"}

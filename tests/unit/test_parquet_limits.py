@@ -119,7 +119,7 @@ def test_threads_that_read_leave_the_pool_of_the_process(tmp_path: Path) -> None
     before, inside, second_is_done = pa.default_memory_pool().backend_name, threading.Event(), threading.Event()
     pools: list[str] = []
 
-    def first() -> Iterator[int]:
+    def first(path: Path) -> Iterator[int]:
         inside.set()
         second_is_done.wait(0.5)  # it has to wait for this one
         pools.append(pa.default_memory_pool().backend_name)
@@ -127,12 +127,12 @@ def test_threads_that_read_leave_the_pool_of_the_process(tmp_path: Path) -> None
 
     def read_second() -> None:
         inside.wait()
-        pools.extend(pa.default_memory_pool().backend_name for _ in parquet_reader._limited(iter([1]), tmp_path / "a"))
+        pools.extend(pa.default_memory_pool().backend_name for _ in parquet_reader._limited(lambda _: iter([1]))(tmp_path / "a"))
         second_is_done.set()
 
     thread = threading.Thread(target=read_second)
     thread.start()
-    assert list(parquet_reader._limited(first(), tmp_path / "a")) == [1]
+    assert list(parquet_reader._limited(first)(tmp_path / "a")) == [1]
     thread.join()
     assert pools == ["system", before]
     assert pa.default_memory_pool().backend_name == before

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nlp_transfer
 from nlp_transfer.commands.exit_status import error_prefix
-from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.tokens import to_device
 from nlp_transfer.experiments.plan import make_plan
 from nlp_transfer.inference.file_predictor import _device_name
@@ -27,6 +26,7 @@ from nlp_transfer.utils import environment
 from nlp_transfer.utils.atomic_files import sync
 from nlp_transfer.utils.console import is_main, say_once
 from nlp_transfer.utils.distributed import rank
+from nlp_transfer.utils.environment import default_cache
 from tests.builders import refused
 from tests.helpers.models import save_tiny
 from tests.helpers.processes import CHILDREN

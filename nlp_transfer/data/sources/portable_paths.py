@@ -1,15 +1,16 @@
 """Keep the paths in the `config.yaml` of a run valid after the project is moved."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from nlp_transfer.data.sources.file_reading import at_home
 from nlp_transfer.data.sources.wheels import is_wheel
 from nlp_transfer.settings.schema import Document
 from nlp_transfer.utils.console import say
+from nlp_transfer.utils.environment import expand
 
 
 def portable(source: Any) -> Any:
@@ -18,14 +19,21 @@ def portable(source: Any) -> Any:
     Paths inside the working directory become relative to it. Relative folders begin with `./`; otherwise, a missing folder
     would be read as a hub id. Mappings and lists are converted recursively; Python objects become a description.
     """
-    if isinstance(source, Mapping):
-        return {name: portable(inner) for name, inner in source.items()}
-    if isinstance(source, list):
-        return [portable(inner) for inner in source]
+    return map_values(_portable, source)
+
+
+def map_values(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return a copy of nested mappings and lists with `change` applied to all other values."""
+    if isinstance(value, Mapping):
+        return {name: map_values(change, inner) for name, inner in value.items()}
+    return [map_values(change, inner) for inner in value] if isinstance(value, list) else change(value)
+
+
+def _portable(source: Any) -> Any:
     if not isinstance(source, str):
         plain = isinstance(source, (int, float, type(None)))
         return source if plain else f"<{type(source).__name__} of {len(source)} rows in memory>"
-    path = at_home(source)
+    path = expand(source)
     if is_wheel(source) or not (path.is_absolute() or os.path.exists(path) or has_magic(source)):
         return source
     here = Path.cwd()
@@ -53,7 +61,7 @@ def relocate(document: Document, file: Path) -> Document:
         return document
     folder = Path(os.path.abspath(file)).parent
     base = os.path.normpath(folder / directory)
-    recorded = os.path.normpath(os.path.join(base, at_home(output)))
+    recorded = os.path.normpath(os.path.join(base, expand(output)))
     is_here = _is_same(base, Path.cwd())
     if _is_same(recorded, folder):
         if is_here:
@@ -63,8 +71,8 @@ def relocate(document: Document, file: Path) -> Document:
     document = {**document, "output_dir": str(folder)}
     recorded_files = [str(path) for path in mapping(provenance.get("files"))]
     local = [path for path in recorded_files if not path.startswith(("hub:", "<")) and not is_wheel(path)]
-    if not all(os.path.exists(os.path.join(base, at_home(path))) for path in local):
-        if missing := [path for path in local if not os.path.exists(at_home(path))]:
+    if not all(os.path.exists(os.path.join(base, expand(path))) for path in local):
+        if missing := [path for path in local if not os.path.exists(expand(path))]:
             say(
                 f"warning: {file}: the run's folder was moved, so its paths are relative to the current folder, where "
                 f"{missing[0]} is missing; run the command in the folder to which that path is relative, or give the new path"
@@ -73,7 +81,7 @@ def relocate(document: Document, file: Path) -> Document:
     if is_here:
         return document
     for name in mapping(provenance.get("content")):
-        document = replaced(document, str(name), lambda value: _under(base, value))
+        document = replaced(document, str(name), partial(map_values, partial(_under, base)))
     files = mapping(provenance.get("files")).items()
     moved = {path if str(path).startswith("hub:") else _under(base, path): digest for path, digest in files}
     return document | {"provenance": {**provenance, "files": moved}}
@@ -89,12 +97,8 @@ def _is_same(first: str | Path, second: str | Path) -> bool:
 
 
 def _under(base: str, source: Any) -> Any:
-    """Return a source with relative paths joined to `base`, recursively."""
-    if isinstance(source, Mapping):
-        return {name: _under(base, inner) for name, inner in source.items()}
-    if isinstance(source, list):
-        return [_under(base, inner) for inner in source]
-    if not isinstance(source, str) or is_wheel(source) or source.startswith("<") or at_home(source).is_absolute():
+    """Return a source with a relative path joined to `base`."""
+    if not isinstance(source, str) or is_wheel(source) or source.startswith("<") or expand(source).is_absolute():
         return source
     return os.path.normpath(os.path.join(base, source)) if ".." not in Path(source).parts else os.path.join(base, source)
 
@@ -116,16 +120,12 @@ def without_folders(document: Document) -> Document:
     document = {name: value for name, value in document.items() if name != "output_dir"}
     provenance = {name: value for name, value in mapping(document.get("provenance")).items() if name != "directory"}
     for name in mapping(provenance.get("content")):
-        document = replaced(document, str(name), _names)
+        document = replaced(document, str(name), partial(map_values, _name))
     files = mapping(provenance.get("files")).items()
-    provenance["files"] = {path if str(path).startswith("hub:") else _names(path): digest for path, digest in files}
+    provenance["files"] = {path if str(path).startswith("hub:") else _name(path): digest for path, digest in files}
     return document | {"provenance": provenance}
 
 
-def _names(source: Any) -> Any:
-    """Return a source with file names instead of paths, recursively."""
-    if isinstance(source, Mapping):
-        return {name: _names(inner) for name, inner in source.items()}
-    if isinstance(source, list):
-        return [_names(inner) for inner in source]
+def _name(source: Any) -> Any:
+    """Return a source with a file name instead of a path."""
     return Path(source).name if isinstance(source, str) and not is_wheel(source) else source

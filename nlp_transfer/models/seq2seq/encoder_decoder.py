@@ -30,7 +30,7 @@ from nlp_transfer.models.compatibility import vocabulary_size
 from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.models.preparation import dropout_overrides, freeze
 from nlp_transfer.models.seq2seq.target_tokenizers import end_token, start_token, train_tokenizer, warn_if_lossy
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, prefixed
 
 DECODERS = "a BERT, RoBERTa, XLM-RoBERTa or ELECTRA checkpoint, `encoder` or `new`"
 # Names of layer weights in some families, and the corresponding names in the decoder, which is a BERT.
@@ -194,10 +194,8 @@ def open_decoder(source: str, setting: str = "decoder") -> Checkpoint:
     Raises:
         UserError: the checkpoint cannot be opened.
     """
-    try:
+    with prefixed(f"task.{setting}", instead="model: "):
         return Checkpoint.open(find_model(source))
-    except UserError as error:
-        raise UserError(f"task.{setting}: {str(error).removeprefix('model: ')}") from error
 
 
 def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
@@ -206,11 +204,8 @@ def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the checkpoint cannot be opened, or has no tokenizer.
     """
-    try:
-        return open_decoder(source, setting).tokenizer
-    except UserError as error:
-        reason = str(error).removeprefix("model: ").removeprefix(f"task.{setting}: ")
-        raise UserError(f"task.{setting}: {reason}") from error
+    with prefixed(f"task.{setting}", instead="model: "):
+        return Checkpoint.open(find_model(source)).tokenizer
 
 
 def max_target_length(decoder: str, requested: int | None, limit: int) -> int:

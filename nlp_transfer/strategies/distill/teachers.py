@@ -20,7 +20,7 @@ from nlp_transfer.models.regression_output import standardized_outputs
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task, encode_table
 from nlp_transfer.utils.console import say
-from nlp_transfer.utils.errors import UserError, shorten
+from nlp_transfer.utils.errors import UserError, prefixed, shorten
 
 MAX_DISTANCE = 3.0  # maximum distance of a teacher's mean prediction from the mean of train, in standard deviations
 SETTING = "strategy.teacher"
@@ -47,13 +47,11 @@ class Teacher:
         Raises:
             UserError: If the model does not exist, was not fine-tuned, or does not have the labels of the student.
         """
-        try:
+        with prefixed(SETTING, instead="model: "):
             checkpoint = Checkpoint.open(find_model(source))
             _ = checkpoint.tokenizer  # loaded here, so that error messages mention the setting
             check_head(checkpoint)
             model = checkpoint.load(AutoModelForSequenceClassification)
-        except UserError as error:
-            raise UserError(f"{SETTING}: {str(error).removeprefix('model: ')}") from error
         if missing := sorted(new_parameters(model)):
             raise UserError(f"{SETTING}: {source} has no weights for {missing[0]}; allowed: a model that was fine-tuned")
         return cls(source, model.eval(), checkpoint, _label_order(source, model.config, student.config))
@@ -103,10 +101,8 @@ class Teacher:
 
     def _record(self) -> dict[str, Any]:
         """Return the contents of the teacher's `nlp_transfer.json`, or an empty document."""
-        try:
+        with prefixed(SETTING):
             return self.checkpoint.record
-        except UserError as error:
-            raise UserError(f"{SETTING}: {error}") from error
 
     def _offset(self, record: dict[str, Any]) -> float | None:
         """Return the output bias of a regression in full precision. None: use the bias in the weights."""

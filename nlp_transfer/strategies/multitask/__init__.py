@@ -36,7 +36,7 @@ from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import PORTABLE, is_portable
-from nlp_transfer.utils.errors import Problems, UserError
+from nlp_transfer.utils.errors import Problems, UserError, prefixed
 
 
 class AuxiliaryTask(Settings):
@@ -162,7 +162,7 @@ class Multitask(Strategy):
 
     def _read(self, auxiliary: AuxiliaryTask, job: Job) -> Job:
         """Read, check and tokenize the rows of an auxiliary task."""
-        try:
+        with prefixed(f"strategy.tasks, {auxiliary.name}"):
             task = task_from(auxiliary.task)
             check_strategy(self, auxiliary.data, task, problems := Problems())
             problems.raise_if_any()
@@ -170,8 +170,6 @@ class Multitask(Strategy):
             task = task.prepare(job.checkpoint, splits.rows["train"])
             if task.traits.auto_class != job.task.traits.auto_class:
                 raise UserError("task: does not put a head on an encoder; allowed: classification and regression")
-        except UserError as error:
-            raise UserError(f"strategy.tasks, {auxiliary.name}: {error}") from error
         say(*(f"{auxiliary.name}: {line}" for line in (*task.describe(splits.rows["train"]).lines, *splits.notes)))
         tokenizer, tables = job.checkpoint.tokenizer, {}
         for name, rows in splits.rows.items():

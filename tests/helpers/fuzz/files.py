@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nlp_transfer.data import sources
-from nlp_transfer.data.sources import read_rows, table_reader, wheels
+from nlp_transfer.data.sources import read_rows, table_reader
 from nlp_transfer.data.sources.file_reading import MAX_ROW
 from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
 from nlp_transfer.settings.schema import DataConfig
@@ -148,7 +148,7 @@ def changed(rng: random.Random, folder: Path) -> Case:
             path.write_bytes(b"\xff\0" * 9)
 
     owner, name = rng.choice(
-        [(wheels, "sha256_of"), (table_reader, "choose_encoding"), (table_reader, "open_text"), (sources, "from_columns")]
+        [(sources, "sha256_of"), (table_reader, "choose_encoding"), (table_reader, "open_text"), (sources, "from_columns")]
     )
     true = getattr(owner, name)
 

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlp_transfer.data.sources import read_rows, wheels
+from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS, MAX_DEPTH
 from nlp_transfer.data.sources.table_reader import read_table
 from nlp_transfer.settings.schema import DataConfig
+from nlp_transfer.utils.checksums import sha256_of
 from tests.helpers.fuzz.cases import PIECES, Case, Make, ViolationError, mutate, odd_names, odd_text
 
 Columns = dict[str, list[Any]]
@@ -58,7 +59,7 @@ def good(kind: str, path: Path, right: Columns, rng: random.Random, **data: Any)
         wanted = rng.sample(list(right), rng.randint(1, len(right)))
         rows = read_rows(str(path), "train", DataConfig(**data), wanted)
         must_be(rows.columns, {name: right[name] for name in wanted})
-        must_be(list(rows.hashes.values()), [wheels.sha256_of(path)])
+        must_be(list(rows.hashes.values()), [sha256_of(path)])
 
     return Case(kind, run, ("this one must not be refused",))
 
