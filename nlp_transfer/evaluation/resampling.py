@@ -104,20 +104,24 @@ class ResampledMetric:
         ones = np.ones(len(predicted))
         if self.metric == "accuracy":
             correct = predicted == true
-            return np.stack([correct.all(1) if correct.ndim == 2 else correct, ones], 1).astype(float), _mean
+            return np.stack([correct.all(1) if correct.ndim == 2 else correct, ones], 1), lambda sums: sums[:, 0] / sums[:, 1]
         if self.metric not in ("mse", "rmse", "mae", "r2", "pearson"):
             return None
-        error = predicted.astype(float) - true
         center = float(true.mean())  # centered, so that sums of squares keep their precision
-        x, y = predicted.astype(float) - center, true.astype(float) - center
-        columns, function = {
-            "mse": ((error**2, ones), _mean),
-            "rmse": ((error**2, ones), _root_mean),
-            "mae": ((np.abs(error), ones), _mean),
-            "r2": ((error**2, ones, y, y * y), _r2),
-            "pearson": ((ones, x, y, x * x, y * y, x * y), _pearson),
-        }[self.metric]
-        return np.stack(columns, 1), function
+        error, x, y = predicted.astype(float) - true, predicted.astype(float) - center, true.astype(float) - center
+        return np.stack([ones, error**2, np.abs(error), x, y, x * x, y * y, x * y], 1), self._regression
+
+    def _regression(self, sums: np.ndarray) -> np.ndarray:
+        """Return a regression metric from the sums of `_sums`, float64 of shape (resamples, 8); NaN where it is undefined."""
+        squared, absolute, x, y, xx, yy, xy = sums[:, 1:].T / sums[:, 0]
+        variance, spread = yy - y * y, np.sqrt(np.maximum(xx - x * x, 0) * np.maximum(yy - y * y, 0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = {
+                "mse": squared, "rmse": np.sqrt(squared), "mae": absolute,
+                "r2": np.where(variance > 1e-12 * yy, 1 - squared / variance, np.nan),
+                "pearson": np.where(spread > 1e-12, (xy - x * y) / spread, np.nan),
+            }  # fmt: skip
+        return values[self.metric]
 
     def _label_counts(self, predicted: np.ndarray, true: np.ndarray) -> Any:
         """Return a sparse 0/1 matrix of shape (rows, 3 x labels): label correctly predicted, predicted, true."""
@@ -151,28 +155,6 @@ class ResampledMetric:
                 return np.nan_to_num((ratio * true).sum(1) / true.sum(1))
             occurs = np.ones_like(ratio) if self._multilabel else (predicted + true) > 0
             return np.asarray((ratio * occurs).sum(1) / occurs.sum(1))
-
-
-def _mean(sums: np.ndarray) -> np.ndarray:
-    return np.asarray(sums[:, 0] / sums[:, 1])
-
-
-def _root_mean(sums: np.ndarray) -> np.ndarray:
-    return np.asarray(np.sqrt(_mean(sums)))
-
-
-def _r2(sums: np.ndarray) -> np.ndarray:
-    errors, n, y, yy = sums.T
-    variation = yy - y * y / n
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(variation > 1e-12 * yy, 1 - errors / variation, np.nan)
-
-
-def _pearson(sums: np.ndarray) -> np.ndarray:
-    n, x, y, xx, yy, xy = sums.T
-    spread = np.sqrt(np.maximum(n * xx - x * x, 0) * np.maximum(n * yy - y * y, 0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(spread > 1e-12, (n * xy - x * y) / spread, np.nan)
 
 
 def resample_rows(rows: int, resamples: int, stream: int) -> Iterator[np.ndarray]:

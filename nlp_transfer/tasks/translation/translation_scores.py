@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nlp_transfer.evaluation.metrics import compute_translation_metrics, translation_statistics
+from nlp_transfer.evaluation.metrics import TRANSLATION_KEYS, compute_translation_metrics, translation_statistics
 from nlp_transfer.tasks import Arrays
 
 EXAMPLES = 3
@@ -27,6 +27,8 @@ def metric_sums(
     if metric == "token_accuracy":
         counts = np.stack([predictions["right"], predictions["of"]], 1).astype(float)
         return counts, lambda sums: np.asarray(sums[:, 0] / sums[:, 1])
+    if metric not in TRANSLATION_KEYS:
+        return None
     return translation_statistics(metric, predictions["prediction"].tolist(), targets["references"].tolist(), language)
 
 
