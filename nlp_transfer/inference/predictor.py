@@ -11,6 +11,7 @@ from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, fro
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.data.tokens import TokenTable, encode_rows
 from nlp_transfer.inference.batched_prediction import predict_table
+from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.inference.rounding import round_predictions
 from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows, predict_valid_rows
 from nlp_transfer.tasks import Task
@@ -101,13 +102,8 @@ class Predictor:
             rows, lambda columns: self.task.encode(columns, self.tokenizer, targets), self.task.fill(self.tokenizer)
         )
 
-    def predict_chunk(
-        self, chunk: Batch, path: Path, probabilities: bool = False
-    ) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    def predict_chunk(self, chunk: Batch, path: Path, probabilities: bool = False) -> ChunkPredictions:
         """Predict a chunk of the file `path`.
-
-        Returns:
-            Predicted columns; and the faults of rows without a prediction, by row index.
 
         Raises:
             UserError: a column is missing, or the file already has a column with the name of a new one.
@@ -118,7 +114,7 @@ class Predictor:
         )
         if clash := [name for name in columns if chunk.has_column(name)]:
             raise UserError(f"{path}: already has a column {clash[0]!r}, which the prediction would overwrite; rename it")
-        return columns, faults
+        return ChunkPredictions(columns, faults=faults)
 
 
 def select_columns(chunk: Batch, path: Path, names: list[str]) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ from nlp_transfer.data.sources.in_memory import plain_cell, read_inputs
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.inference.batched_prediction import fast_inference
+from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.inference.predictor import Predictor, select_columns
 from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows
 from nlp_transfer.models.preparation import autocast
@@ -97,17 +98,20 @@ class Translator:
         self.in_pieces += int((pieces > 1).sum())
         return [translation if text.strip() else text for text, translation in zip(texts, translations, strict=True)]
 
-    def translate_chunk(self, chunk: Batch, path: Path) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    def predict_chunk(self, chunk: Batch, path: Path, probabilities: bool = False) -> ChunkPredictions:
         """Translate a chunk of the file `path`.
 
+        Args:
+            probabilities: without effect, since translations have none.
+
         Returns:
-            A column `translation` (`prediction` if the source is nested in a column `translation`, as in hub datasets); and the
-            faults of rows without a translation, by row index. Empty texts stay empty and count as faults.
+            A column `translation` (`prediction` if the source is nested in a column `translation`, as in hub datasets). Empty
+            texts stay empty and count as faults.
 
         Raises:
             UserError: the source column is missing, or the file already has a column with the new name.
         """
-        name = self.task.source
+        name, before = self.task.source, self.in_pieces
         column = "translation" if chunk.has_column(name) or not chunk.has_column(TRANSLATION) else "prediction"
         if chunk.has_column(column):
             raise UserError(f"{path}: already has a column {column!r}, which the translation would overwrite; rename it")
@@ -119,7 +123,7 @@ class Translator:
             for i, cell in enumerate(cells)
             if i not in faults and not cell.strip()
         }
-        return {column: translations}, dict(sorted((faults | blank).items()))
+        return ChunkPredictions({column: translations}, self.in_pieces - before, dict(sorted((faults | blank).items())))
 
 
 def _faults(texts: Sequence[Any], column: str | None = None) -> dict[int, Fault]:

@@ -53,6 +53,15 @@ def converted(message: str) -> Iterator[None]:
         raise UserError(f"{message}: {first_line(error)}") from error
 
 
+@contextmanager
+def prefixed(place: str) -> Iterator[None]:
+    """Put a place before the message of a UserError, in place of `model: `."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {str(error).removeprefix('model: ')}") from error
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message; the first two if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -30,7 +30,7 @@ from nlp_transfer.models.compatibility import vocabulary_size
 from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.models.preparation import dropout_overrides, freeze
 from nlp_transfer.models.seq2seq.target_tokenizers import end_token, start_token, train_tokenizer, warn_if_lossy
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, prefixed
 
 DECODERS = "a BERT, RoBERTa, XLM-RoBERTa or ELECTRA checkpoint, `encoder` or `new`"
 # Names of layer weights in some families, and the corresponding names in the decoder, which is a BERT.
@@ -194,23 +194,8 @@ def open_decoder(source: str, setting: str = "decoder") -> Checkpoint:
     Raises:
         UserError: the checkpoint cannot be opened.
     """
-    try:
+    with prefixed(f"task.{setting}"):
         return Checkpoint.open(find_model(source))
-    except UserError as error:
-        raise UserError(f"task.{setting}: {str(error).removeprefix('model: ')}") from error
-
-
-def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
-
-    Raises:
-        UserError: the checkpoint cannot be opened, or has no tokenizer.
-    """
-    try:
-        return open_decoder(source, setting).tokenizer
-    except UserError as error:
-        reason = str(error).removeprefix("model: ").removeprefix(f"task.{setting}: ")
-        raise UserError(f"task.{setting}: {reason}") from error
 
 
 def max_target_length(decoder: str, requested: int | None, limit: int) -> int:
@@ -241,7 +226,11 @@ def choose_target_tokenizer(
     """
     if name == "train":
         return train_tokenizer(texts, vocabulary)
-    tokenizer = source if name == "source" else open_tokenizer(name, setting)
+    tokenizer = source
+    if name != "source":
+        checkpoint = open_decoder(name, setting)
+        with prefixed(f"task.{setting}"):
+            tokenizer = checkpoint.tokenizer
     warn_if_lossy(tokenizer, name, texts)
     return tokenizer
 

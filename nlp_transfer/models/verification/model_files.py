@@ -36,7 +36,7 @@ from nlp_transfer.models.verification.reduced_configs import reduce_config, redu
 from nlp_transfer.models.verification.tokenizer_loading import check_loaded, reduce_tokenizer_file
 from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS, read_json
 from nlp_transfer.utils.console import say_once
-from nlp_transfer.utils.errors import UserError, converted, first_line, shorten
+from nlp_transfer.utils.errors import UserError, converted, first_line, prefixed, shorten
 
 ADAPTER_FILES = ("adapter_config.json", *ADAPTER_WEIGHTS)
 
@@ -154,10 +154,8 @@ def read_settings(source: ModelSource, name: str) -> dict[str, Any] | None:
     """
     if (path := find_file(source, name)) is None:
         return None
-    try:
+    with prefixed(f"model: {source.name} cannot be opened"):
         return read_json(path)
-    except UserError as error:
-        raise UserError(f"model: {source.name} cannot be opened: {error}") from error
 
 
 @contextmanager
@@ -187,10 +185,8 @@ def _write_reduced(source: ModelSource, name: str, reduce: Any, folder: Path) ->
     """Write a configuration, reduced by `reduce`, into a private folder, and report ignored keys."""
     if (document := read_settings(source, name)) is None:
         return
-    try:
+    with prefixed(f"model: {source.name}"):
         reduced, ignored = reduce(document)
-    except UserError as error:
-        raise UserError(f"model: {source.name}: {error}") from error
     if ignored:
         say_once(f"{source.name}: {name}: ignored {', '.join(map(shorten, sorted(ignored)))}: unknown here, or not plain data")
     (folder / name).parent.mkdir(exist_ok=True)
@@ -250,10 +246,8 @@ def _add_tokenizer(source: ModelSource, inner: str, folder: Path) -> None:
             _write_reduced(source, prefix + name, reduce_tokenizer, folder)
         elif path := find_file(source, prefix + name):
             (folder / inner).mkdir(exist_ok=True)
-            try:
+            with prefixed(f"model: {source.name}: {prefix}{name}"):
                 reduced = reduce_tokenizer_file(path)
-            except UserError as error:
-                raise UserError(f"model: {source.name}: {prefix}{name}: {error}") from error
             if reduced is None:
                 link_file(path, folder / inner / name)
                 continue
@@ -286,11 +280,8 @@ def load_configuration(source: ModelSource) -> PretrainedConfig:
     Raises:
         UserError: the configuration is missing or cannot be read, or its model type is unknown.
     """
-    with private_folder(source) as folder:
-        try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except LIBRARY_ERRORS as error:
-            raise UserError(f"model: {source.name} cannot be opened: {first_line(error)}") from error
+    with private_folder(source) as folder, converted(f"model: {source.name} cannot be opened"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     config._name_or_path = source.path
     return config
 

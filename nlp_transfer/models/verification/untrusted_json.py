@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from nlp_transfer.utils.errors import UserError, shorten
+from nlp_transfer.utils.errors import UserError, prefixed, shorten
 
 LIBRARY_ERRORS = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, ArithmeticError, RuntimeError,
@@ -62,10 +62,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is not an object, or is too large or nested too deeply.
     """
-    try:
+    with prefixed(str(path)):
         document = parse_limited(path, MAX_CONFIG_BYTES)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     if not isinstance(document, dict):
         raise UserError(f"{path}: found {shorten(document)}; allowed: settings by name")
     if _depth(document) > MAX_CONFIG_DEPTH:
