@@ -12,8 +12,7 @@ from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.inference.batched_prediction import fast_inference
 from nlp_transfer.inference.output_journal import ChunkPredictions
-from nlp_transfer.inference.predictor import Predictor, select_columns
-from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows
+from nlp_transfer.inference.predictor import OnBadRows, Predictor, check_on_bad_rows, select_columns, with_gaps
 from nlp_transfer.models.preparation import autocast
 from nlp_transfer.models.seq2seq.generation import ROWS
 from nlp_transfer.settings.applicability import check_used
@@ -83,8 +82,7 @@ class Translator:
 
     def _translate_valid(self, texts: list[Any], faults: Mapping[int, Fault]) -> list[str | None]:
         """Return the translations in order, with None for the texts in `faults`."""
-        translations = iter(self.translate([text for i, text in enumerate(texts) if i not in faults]))
-        return [None if i in faults else next(translations) for i in range(len(texts))]
+        return with_gaps(self.translate([text for i, text in enumerate(texts) if i not in faults]), faults, len(texts))
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """Translate valid texts, in order."""

@@ -77,19 +77,15 @@ class Writer:
 
             columns = {name: text_cells(table.column(name), name) for name in table.column_names} | columns
         if self.ending == ".jsonl":
-            self._write_jsonl(columns)
+            for row in zip(*columns.values(), strict=True):
+                self.rows += 1
+                self.file.write(self._json(dict(zip(columns, row, strict=True))) + "\n")
         elif self.ending == ".txt":
             predictions = columns["translation"] if "translation" in columns else columns["prediction"]
             lines = ("" if each is None else LINE_END.sub(" ", str(each)) for each in predictions)
             self.file.writelines(line + "\n" for line in lines)  # one line per row, even if a cell has line ends
         else:
             self._write_csv(columns)
-
-    def _write_jsonl(self, columns: Columns) -> None:
-        for row in zip(*columns.values(), strict=True):
-            record = dict(zip(columns, row, strict=True))
-            self.rows += 1
-            self.file.write(self._json(record) + "\n")
 
     def _write_csv(self, columns: Columns) -> None:
         writer = csv.writer(_UnixLines(self.file), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")

@@ -24,20 +24,10 @@ if TYPE_CHECKING:
     import evaluate
 
 __all__ = [
-    "KNOWN_KEYS",
-    "LABEL_KEYS",
-    "MULTILABEL_KEYS",
-    "REGRESSION_KEYS",
-    "compute_label_metrics",
-    "compute_regression_metrics",
-    "compute_translation_metrics",
-    "higher_is_better",
-    "load",
-    "load_hub_metric",
-    "names",
-    "translation_signatures",
+    "KNOWN_KEYS", "LABEL_KEYS", "MULTILABEL_KEYS", "REGRESSION_KEYS", "compute_label_metrics", "compute_regression_metrics",
+    "compute_translation_metrics", "higher_is_better", "load", "load_hub_metric", "names", "translation_signatures",
     "translation_statistics",
-]
+]  # fmt: skip
 
 _BOUNDS = tuple(f"{key}_{end}" for key in TRANSLATION_KEYS for end in ("low", "high"))
 KNOWN_KEYS = (*LABEL_KEYS, *REGRESSION_KEYS, *TRANSLATION_KEYS, *_BOUNDS, "token_accuracy", "loss")

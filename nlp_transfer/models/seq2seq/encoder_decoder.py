@@ -185,16 +185,13 @@ def _load_decoder(
     return model
 
 
-def open_decoder(source: str, setting: str = "decoder") -> Checkpoint:
-    """Open the checkpoint of a decoder, or of a target tokenizer.
-
-    Args:
-        setting: the task setting with the name of the checkpoint, for messages.
+def open_decoder(source: str) -> Checkpoint:
+    """Open the checkpoint of a decoder.
 
     Raises:
         UserError: the checkpoint cannot be opened.
     """
-    with prefixed(f"task.{setting}"):
+    with prefixed("task.decoder"):
         return Checkpoint.open(find_model(source))
 
 
@@ -223,14 +220,14 @@ def choose_target_tokenizer(
 
     Args:
         name: `train`, `source` or the name of a model.
+        setting: the task setting with this name, for messages.
     """
     if name == "train":
         return train_tokenizer(texts, vocabulary)
     tokenizer = source
     if name != "source":
-        checkpoint = open_decoder(name, setting)
         with prefixed(f"task.{setting}"):
-            tokenizer = checkpoint.tokenizer
+            tokenizer = Checkpoint.open(find_model(name)).tokenizer
     warn_if_lossy(tokenizer, name, texts)
     return tokenizer
 

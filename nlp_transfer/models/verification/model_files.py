@@ -131,11 +131,9 @@ def _checked_path(source: ModelSource, path: Path) -> Path:
     for snapshot in (resolved, resolved.parent):  # the parent: for a folder inside a model
         if snapshot.parent.name == "snapshots":  # in the hub's cache, files are links to blobs of the same repository
             roots.append(snapshot.parent.parent / "blobs")
-    try:
+    with converted(f"model: {source.name}: {path.relative_to(folder)} cannot be read"):
         target = path.resolve(strict=True)
         mode = target.lstat().st_mode
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise UserError(f"model: {source.name}: {path.relative_to(folder)} cannot be read ({first_line(error)})") from error
     if not any(target.is_relative_to(root) for root in roots):
         raise UserError(
             f"model: {source.name}: {path.relative_to(folder)} is a link out of the folder, to {target}; allowed: files; "
