@@ -138,11 +138,7 @@ class ResampledMetric:
     def _average(self, sums: np.ndarray) -> np.ndarray:
         """Average like scikit-learn: over the labels that occur (multi-label: over all labels), with 0 for 0 / 0.
 
-        Args:
-            sums: Sums of `_label_counts`, float64 of shape (resamples, 3 x labels).
-
-        Returns:
-            float64 of shape (resamples,).
+        `sums` are the sums of `_label_counts`, float64 of shape (resamples, 3 x labels); the result has shape (resamples,).
         """
         correct, predicted, true = np.split(sums, 3, axis=1)
         kind, _, average = self.metric.partition("_")
