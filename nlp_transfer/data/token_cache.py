@@ -29,6 +29,7 @@ from nlp_transfer.data.growing_columns import GrowingRagged
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import Encode, Features, Ragged, TokenTable, encode_rows, encoded_blocks
 from nlp_transfer.security.file_locks import remove
+from nlp_transfer.utils.checksums import crc32_of
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import default_cache
 

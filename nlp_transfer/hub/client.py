@@ -163,19 +163,15 @@ def guarded(purpose: str) -> Iterator[Operation]:
 
 
 @contextmanager
-def asking(purpose: str, needed: bool = True) -> Iterator[None]:
+def asking(purpose: str) -> Iterator[None]:
     """Guard all requests to hubs within the context, and convert errors of libraries, except UserErrors, to HubErrors.
 
     Args:
         purpose: the action and the repository, for messages.
-        needed: False if no hub is needed, as for a local folder.
 
     Raises:
         HubError: the hub did not respond, or its response was refused or not understood.
     """
-    if not needed:
-        yield
-        return
     with guarded(purpose) as operation:
         try:
             yield

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -74,22 +74,14 @@ def read_state(api: HfApi, repo_id: str, revision: str = MAIN) -> RepositoryStat
         return None
 
 
-def check_target(
-    api: HfApi,
-    repo_id: str,
-    *,
-    public: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    tag: str | None = None,
-) -> Target:
-    """Check that the token may push to a repository. Nothing is created or changed.
+def check_target(api: HfApi, target: Target) -> Target:
+    """Check that the token may push to a repository, and return the target with its state. Nothing is created or changed.
 
     Raises:
         UserError: the token may not write there, the revision is not a branch, the tag already exists, or a pull request is
             requested for a repository or branch that does not exist.
     """
-    account, branch = api.whoami(), revision or MAIN
+    account, repo_id, branch, create_pr = api.whoami(), target.repo_id, target.revision, target.create_pr
     if COMMIT.fullmatch(branch):
         raise UserError(f"--revision: found {branch}, a commit; allowed: a branch")
     state = read_state(api, repo_id, branch)
@@ -104,13 +96,13 @@ def check_target(
         tags = {ref.name for ref in api.list_repo_refs(repo_id).tags}
         if branch in tags:
             raise UserError(f"--revision: {branch} is a tag of {repo_id}; allowed: a branch")
-        if tag in tags:
-            raise UserError(f"--tag: {repo_id} already has a tag {tag}; use another name, or remove the tag first")
-        if public and state.private:
+        if target.tag in tags:
+            raise UserError(f"--tag: {repo_id} already has a tag {target.tag}; use another name, or remove the tag first")
+        if target.public and state.private:
             say(f"warning: {repo_id} exists and stays private; --public applies to new repositories only")
         else:
             say(f"{repo_id} exists and stays {'private' if state.private else 'public'}")
-    return Target(repo_id, branch, create_pr, tag, public, state)
+    return replace(target, state=state)
 
 
 def _check_rights(account: Mapping[str, Any], repo_id: str, create_pr: bool) -> None:

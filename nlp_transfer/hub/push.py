@@ -82,7 +82,7 @@ def push(
     """
     api, purpose = connect(repo_id, token), f"pushing to {repo_id}"
     with asking(purpose):
-        target = check_target(api, repo_id, public=public, revision=revision, create_pr=create_pr, tag=tag)
+        target = check_target(api, Target(repo_id, revision or MAIN, create_pr, tag, public))
     with make_package(model, repo_id, adapter) as package:
         with asking(purpose):
             _check_card(package, repo_id)
@@ -104,7 +104,7 @@ def check_push(repo_id: str) -> None:
     """
     api = connect(repo_id)
     with asking(f"checking whether {repo_id} may be pushed to"):
-        check_target(api, repo_id)
+        check_target(api, Target(repo_id))
 
 
 def push_run(folder: Path, repo_id: str) -> Pushed:
@@ -216,19 +216,14 @@ def _after_failure(api: HfApi, target: Target, package: Package, head: str | Non
             f"{repo_id}, {revision} has moved from {head} to {state.head} during the push, so the commit was not accepted; check "
             f"{url}/commit/{state.head}, and push again"
         )
-    if target.state is None:
-        is_empty = set(tree) <= INITIAL_FILES
-        advice = f"push again, or remove it with `hf repos delete {repo_id}`" if is_empty else "push again if this is intended"
-        content = "is empty" if is_empty else "contains files of somebody else"
-        return None, f"{repo_id} did not exist before this push, and {content} now; {advice}"
-    if state.head is None:
-        return None, f"{repo_id} is unchanged and has no branch {revision}; push again later"
-    if target.state.head is None:
-        return None, (
-            f"the branch {revision} of {repo_id} did not exist before this push, and contains none of its files; push again, or "
-            f"remove it with `hf repos branch delete {repo_id} {revision}`"
-        )
-    return None, f"{repo_id}, {revision} is unchanged ({state.head}); push again later"
+    if target.state is None or (target.state.head is None and state.head):
+        place, command = f"the branch {revision} of {repo_id}", f"hf repos branch delete {repo_id} {revision}"
+        if target.state is None:
+            place, command = repo_id, f"hf repos delete {repo_id}"
+        others = target.state is None and not set(tree) <= INITIAL_FILES
+        advice = "it contains files of somebody else" if others else f"if you do not push again, remove it with `{command}`"
+        return None, f"{place} did not exist before this push, and contains none of its files now; {advice}"
+    return None, f"{repo_id}, {revision} is unchanged ({state.head or 'there is no such branch'}); push again later"
 
 
 def _check_commit(api: HfApi, package: Package, pushed: Pushed) -> None:

@@ -1,7 +1,7 @@
 """Predict all rows of a token table in batches of similar length; batches that do not fit in memory are split."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,13 +12,13 @@ from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable, to_device
 from nlp_transfer.data.windows import inference_batches, token_batches
-from nlp_transfer.inference.row_errors import check_finite_predictions
 from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.compatibility import split_by_length
 from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
 from nlp_transfer.models.preparation import autocast
 from nlp_transfer.tasks import Arrays, Items, Task
 from nlp_transfer.utils.console import Steps, say
+from nlp_transfer.utils.errors import UserError
 
 CPU_TOKENS = 512  # padded tokens per batch and thread; activations of larger batches exceed the CPU caches
 GPU_TOKENS = 1 << 15  # padded tokens per batch that keep a GPU busy
@@ -151,6 +151,29 @@ class _BatchPredictor:
 
     def _padded_tokens(self, indices: np.ndarray) -> int:
         return len(indices) * int(self.side_lengths[indices].max(0).sum())
+
+
+def check_finite_predictions(
+    predictions: Mapping[str, np.ndarray], indices: np.ndarray, where: Callable[[int], str], precision: str
+) -> None:
+    """Raise a UserError if a row of a batch has a prediction that is NaN or infinite.
+
+    Args:
+        predictions: arrays of shape (rows, ...) by name; only float arrays are checked.
+        indices: int64 of shape (rows,), the indices of the batch's rows.
+        where: names a row in the message, given its index.
+        precision: precision of the computation.
+    """
+    for name, values in predictions.items():
+        if values.dtype.kind != "f":
+            continue
+        broken = indices[~np.isfinite(values).reshape(len(values), -1).all(1)]
+        if len(broken):
+            advice = "a new copy of the model, or train it again" if precision == "fp32" else "--precision fp32"
+            raise UserError(
+                f"{where(int(broken.min()))}: the model's {name} are NaN or infinite, in {len(broken)} of {len(indices)} rows "
+                f"that were computed together in {precision}; allowed: finite numbers; {advice}"
+            )
 
 
 def _add(losses: Items, more: Items) -> None:

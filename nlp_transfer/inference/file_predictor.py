@@ -107,12 +107,14 @@ class FilePredictor:
         """
         predictor, model = self.predictor, self.predictor.model
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+        pair = None if self.translator is None else self.translator.task.tokenizers
+        tokenizers_used = [pair.source, pair.target] if pair else [predictor.tokenizer]
         generation = getattr(model, "generation_config", None)
         task = {f"task.{name}": value for name, value in predictor.task.document().items()}
         return {
             "model": _digest([_weights(model), config, getattr(model, "peft_config", None)]),
             "generation settings": _digest(generation.to_dict() if generation else None),
-            "tokenizer": _digest([_vocabulary(tokenizer) for tokenizer in self._tokenizers()]),
+            "tokenizer": _digest([_vocabulary(tokenizer) for tokenizer in tokenizers_used]),
             **{name: json.loads(_canonical(value)) for name, value in task.items()},
             "precision": predictor.precision,
             "batch size": predictor.batch_size,
@@ -124,23 +126,13 @@ class FilePredictor:
             "versions": [version("nlp_transfer"), torch.__version__, transformers.__version__, tokenizers.__version__],
         }
 
-    def _tokenizers(self) -> list[Any]:
-        if self.translator is None:
-            return [self.predictor.tokenizer]
-        return [self.translator.task.tokenizers.source, self.translator.task.tokenizers.target]
-
     def __call__(self, chunk: Batch) -> ChunkPredictions:
         """Predict a chunk.
 
         Raises:
             UserError: a column is missing, or the file already has a column with the name of a new one.
         """
-        if self.translator is not None:
-            before = self.translator.in_pieces
-            columns, faults = self.translator.translate_chunk(chunk, self.source)
-            return ChunkPredictions(columns, self.translator.in_pieces - before, faults)
-        columns, faults = self.predictor.predict_chunk(chunk, self.source, self.probabilities)
-        return ChunkPredictions(columns, 0, faults)
+        return (self.translator or self.predictor).predict_chunk(chunk, self.source, self.probabilities)
 
 
 def _canonical(value: Any) -> str:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from nlp_transfer.data.bad_rows import SHOWN
@@ -19,7 +20,7 @@ from nlp_transfer.inference.writers import Columns, Writer
 from nlp_transfer.utils.atomic_files import to_json
 from nlp_transfer.utils.console import Steps, say, shown
 from nlp_transfer.utils.environment import importing
-from nlp_transfer.utils.errors import Fault, UserError
+from nlp_transfer.utils.errors import UserError
 from nlp_transfer.utils.interrupts import raise_interrupts
 
 
@@ -129,24 +130,17 @@ class _Output:
     def _columns(self, chunk: Batch, predictions: ChunkPredictions) -> Columns:
         """Return the columns to write after those of the chunk's Arrow table."""
         columns: Columns = {} if chunk.table is not None else dict(chunk.columns)
-        if self.ending == ".parquet":
-            columns |= {name: _as_texts(columns[name], predictions.faults) for name in self.inputs if name in columns}
+        faults = predictions.faults
+        # A Parquet column has one type, so bad cells that are not text become JSON text.
+        for name in [name for name in self.inputs if name in columns and self.ending == ".parquet"]:
+            bad = {i for i in faults if not isinstance(columns[name][i], (str, NoneType))}
+            columns[name] = [to_json(cell, ensure_ascii=False) if i in bad else cell for i, cell in enumerate(columns[name])]
         columns |= predictions.columns
         if self.options.notes:
-            columns |= _notes(chunk, predictions.faults)
+            if chunk.has_column("note"):
+                raise UserError("--notes: the input already has a column 'note'; allowed: rename it, or leave --notes out")
+            columns["note"] = [str(faults[i]) if i in faults else None for i in range(len(chunk))]
         return columns
-
-
-def _as_texts(cells: list[Any], faults: Mapping[int, Fault]) -> list[Any]:
-    """Replace bad cells that are not text by JSON text, because a Parquet column has one type."""
-    bad = {i for i in faults if not isinstance(cells[i], (str, type(None)))}
-    return [to_json(cell, ensure_ascii=False) if i in bad else cell for i, cell in enumerate(cells)]
-
-
-def _notes(chunk: Batch, faults: Mapping[int, Fault]) -> Columns:
-    if chunk.has_column("note"):
-        raise UserError("--notes: the input already has a column 'note'; allowed: rename it, or leave --notes out")
-    return {"note": [str(faults[i]) if i in faults else None for i in range(len(chunk))]}
 
 
 def predict_texts(arguments: dict[str, Any], texts: Sequence[str]) -> None:

@@ -97,17 +97,18 @@ class OutputFile:
     def __enter__(self) -> "OutputFile":
         self._created_folders = [folder for folder in self.output.parents if not folder.exists()]
         try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.output.parent, os.W_OK | os.X_OK):
-                raise PermissionError(f"no permission to write in {self.output.parent}")
-            self._lock = lock_now(
-                self._lock_path,
-                f"--output: another command is writing {self.name}; allowed: another file, or wait until it has ended",
-                "a second command could write to the same output",
-            )
-        except OSError as error:
+            with self.writing():
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                if not os.access(self.output.parent, os.W_OK | os.X_OK):
+                    raise PermissionError(f"no permission to write in {self.output.parent}")
+                self._lock = lock_now(
+                    self._lock_path,
+                    f"--output: another command is writing {self.name}; allowed: another file, or wait until it has ended",
+                    "a second command could write to the same output",
+                )
+        except UserError:
             self._clean_up()
-            raise self._unwritable(error) from error
+            raise
         return self
 
     def begin(self, identity: dict[str, Any]) -> None:
@@ -120,7 +121,7 @@ class OutputFile:
             UserError: another file has the journal's name, or the journal cannot be written.
         """
         header = json.dumps({MARK: FORMAT, **identity}, sort_keys=True).encode() + b"\n"
-        try:
+        with self.writing():
             file = open_record(self.journal)
             before = file.readline(LONGEST_HEADER)
             if not header.startswith(before) and not _is_header(before):
@@ -141,8 +142,6 @@ class OutputFile:
                     self._start(header)
             elif self._known:
                 say(f"resuming: up to {self._rows} rows were predicted before")
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def _read(self) -> None:
         """Index the records, truncate the file at the first incomplete or damaged one, and seek to the end."""
@@ -208,7 +207,10 @@ class OutputFile:
         try:
             yield
         except OSError as error:
-            raise self._unwritable(error) from error
+            reason = f"{error}; allowed: a file in a writable folder"
+            if is_full(error):
+                reason = f"the disk is full ({error}); free some space"
+            raise UnfinishedError(f"--output: {self.name} cannot be written: {reason}") from error
 
     def finish(self) -> None:
         """Rename the complete temporary file to the output.
@@ -216,20 +218,14 @@ class OutputFile:
         Raises:
             UnfinishedError: the output was created in the meantime, or the disk is full.
         """
-        try:
-            self._temporary.close()
-        except FileExistsError as error:
-            raise UnfinishedError(
-                f"--output: {self.name} was created in the meantime; allowed: --overwrite to replace it"
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
+        with self.writing():
+            try:
+                self._temporary.close()
+            except FileExistsError as error:
+                raise UnfinishedError(
+                    f"--output: {self.name} was created in the meantime; allowed: --overwrite to replace it"
+                ) from error
         self._finished = True
-
-    def _unwritable(self, error: OSError) -> UserError:
-        if is_full(error):
-            return UnfinishedError(f"--output: {self.name} cannot be written: the disk is full ({error}); free some space")
-        return UnfinishedError(f"--output: {self.name} cannot be written: {error}; allowed: a file in a writable folder")
 
     def __exit__(self, kind: type[BaseException] | None, *how: Any) -> None:
         bad_input = kind is not None and issubclass(kind, UserError) and not issubclass(kind, UnfinishedError)

@@ -1,10 +1,16 @@
-"""Write Parquet files: input columns keep their type, new columns get a type that fits all rows."""
+"""Write Parquet files: input columns keep their type, new columns get a type that fits all rows.
+
+Importing this module loads pyarrow, so it is imported only where such columns are written.
+"""
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nlp_transfer.data.sources.parquet_reader import map_leaves
 from nlp_transfer.utils.errors import UserError
@@ -39,8 +45,6 @@ class ParquetOutput:
         Raises:
             UserError: the values of a column have no common type, or Parquet cannot hold them.
         """
-        import pyarrow as pa
-
         arrays = {name: _array(name, values) for name, values in columns.items()}
         if table is None:
             table = pa.table(arrays)
@@ -73,8 +77,6 @@ class ParquetOutput:
 
     def _without_null(self, schema: Any) -> Any:
         """Return the schema with the types in `types` for columns without any value."""
-        import pyarrow as pa
-
         empty = {field.name for field in schema if pa.types.is_null(field.type)} & set(self.types)
         kinds = {name: pa.type_for_alias(self.types[name]) for name in empty}
         fields = [field.with_type(kinds[field.name]) if field.name in kinds else field for field in schema]
@@ -88,22 +90,14 @@ class ParquetOutput:
                 self.writer.is_open = False  # else garbage collection closes it again, and Python prints the error
 
     def _begin_part(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self._end_part()
         if len(self.parts) >= MOST_PARTS:
             self._merge()
         self.parts.append(self._temporary_file() if self.parts else self.file)
-        try:
-            self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
-        except pa.ArrowException as error:  # such as an object without fields
-            raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
+        self.writer = None
 
     def _merge(self) -> None:
         """Merge the closed parts into one with the current schema."""
-        import pyarrow.parquet as pq
-
         merged = self._temporary_file()
         with pq.ParquetWriter(merged, self.schema) as self.writer:
             for table in self._rows():
@@ -111,8 +105,6 @@ class ParquetOutput:
         self.parts = [merged]
 
     def _rows(self) -> Iterator[Any]:
-        import pyarrow.parquet as pq
-
         for part in self.parts:
             with pq.ParquetFile(self._rewound(part)) as file:
                 for group in range(file.num_row_groups):
@@ -129,11 +121,11 @@ class ParquetOutput:
         return part
 
     def _write(self, table: Any) -> None:
-        import pyarrow as pa
-
         try:
+            if self.writer is None:
+                self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
             self.writer.write_table(table)
-        except pa.ArrowException as error:
+        except pa.ArrowException as error:  # such as an object without fields
             raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
 
 
@@ -143,8 +135,6 @@ def _array(name: str, values: Sequence[Any]) -> Any:
     Raises:
         UserError: the values have no common type.
     """
-    import pyarrow as pa
-
     kinds = {type(value) for value in values if value is not None}
     try:
         _check_no_mixed_booleans(values)
@@ -175,8 +165,6 @@ def _wider(known: Any, new: Any) -> Any:
     Raises:
         UserError: a column has incompatible types, such as text and numbers.
     """
-    import pyarrow as pa
-
     if new.equals(known):
         return known
     fields = {field.name: field for field in known}
@@ -194,8 +182,6 @@ def _wider(known: Any, new: Any) -> Any:
 
 def _conform(table: Any, schema: Any) -> Any:
     """Cast a table to a schema that is at least as wide; missing columns become null."""
-    import pyarrow as pa
-
     if table.schema.equals(schema):
         return table
     columns = []
@@ -222,8 +208,6 @@ def text_cells(column: Any, name: str) -> list[Any]:
     Raises:
         UserError: a value cannot be written as text, such as a time in an unknown time zone.
     """
-    import pyarrow as pa
-
     try:
         cells = list(column.cast(map_leaves(column.type, _text_leaf)).to_pylist())
         if pa.types.is_temporal(column.type) and any(str(cell).startswith("<value out of range") for cell in cells):
@@ -237,7 +221,5 @@ def text_cells(column: Any, name: str) -> list[Any]:
 
 def _text_leaf(kind: Any) -> Any:
     """Return the string type for decimals, dates, times and durations, and any other type unchanged."""
-    import pyarrow as pa
-
     as_text = pa.types.is_decimal(kind) or (pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
     return pa.string() if as_text else kind

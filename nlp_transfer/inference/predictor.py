@@ -1,7 +1,8 @@
 """Predict lists of texts, tables in memory and chunks of a file with a saved model."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,11 +12,12 @@ from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, fro
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.inference.batched_prediction import predict_table
+from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.inference.rounding import round_predictions
-from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows, predict_valid_rows
 from nlp_transfer.tasks import Task, encode_table
-from nlp_transfer.utils.errors import Fault, Problems, UserError
+from nlp_transfer.utils.errors import BadRow, Fault, Problems, UserError
 
+OnBadRows = Literal["refuse", "skip"]
 CHUNK_ROWS = 2048  # rows of a file that are read at once and sorted by length
 PRECISION = "fp32"  # default of predictions and metrics: equal results on every machine and in every batch
 
@@ -99,13 +101,8 @@ class Predictor:
         """Tokenize rows that have been checked (`Task.check`)."""
         return encode_table(self.task, rows, self.tokenizer, targets=targets)
 
-    def predict_chunk(
-        self, chunk: Batch, path: Path, probabilities: bool = False
-    ) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    def predict_chunk(self, chunk: Batch, path: Path, probabilities: bool = False) -> ChunkPredictions:
         """Predict a chunk of the file `path`.
-
-        Returns:
-            Predicted columns; and the faults of rows without a prediction, by row index.
 
         Raises:
             UserError: a column is missing, or the file already has a column with the name of a new one.
@@ -116,7 +113,7 @@ class Predictor:
         )
         if clash := [name for name in columns if chunk.has_column(name)]:
             raise UserError(f"{path}: already has a column {clash[0]!r}, which the prediction would overwrite; rename it")
-        return columns, faults
+        return ChunkPredictions(columns, faults=faults)
 
 
 def select_columns(chunk: Batch, path: Path, names: list[str]) -> dict[str, list[Any]]:
@@ -130,3 +127,40 @@ def select_columns(chunk: Batch, path: Path, names: list[str]) -> dict[str, list
         columns = {name: [None] * len(chunk) for name in names} | columns  # all texts of the chunk are missing
     check_columns(names_of(columns, chunk.names), names, str(path))
     return {name: columns[name] for name in names}
+
+
+def predict_valid_rows(
+    task: Any, rows: Rows, known_faults: Mapping[int, Fault], predict: Callable[[Rows], dict[str, list[Any]]]
+) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    """Predict the valid rows of a table.
+
+    Args:
+        known_faults: faults of rows that are known to be bad, by row index.
+        predict: returns columns of predictions for valid rows.
+
+    Returns:
+        Columns for all rows, with None in bad rows; and the faults of bad rows, by row index.
+    """
+    bad: dict[int, BadRow] = {}
+    task.check(rows, problems := Problems(skipped=bad), targets=False)
+    problems.raise_if_any()
+    faults = dict(sorted(({i: row.fault for i, row in bad.items()} | dict(known_faults)).items()))
+    if not faults:
+        return predict(rows), faults
+    valid = [i for i in range(len(rows)) if i not in faults]
+    # Without a valid row, a placeholder gives the names of the columns.
+    placeholder = from_columns({name: ["a"] for name in rows.columns}, "placeholder")
+    columns = predict(rows.select(np.array(valid, np.int64)) if valid else placeholder)
+    return {name: with_gaps(cells, faults, len(rows)) for name, cells in columns.items()}, faults
+
+
+def with_gaps(cells: list[Any], faults: Mapping[int, Fault], rows: int) -> list[Any]:
+    """Return the cells of valid rows as a column of all rows, with None in the rows that have a fault."""
+    valid = iter(cells)
+    return [None if i in faults else next(valid) for i in range(rows)]
+
+
+def check_on_bad_rows(value: str) -> None:
+    """Raise a UserError if a value is not one of `OnBadRows`."""
+    if value not in get_args(OnBadRows):
+        raise UserError(f"on_bad_rows: found {value!r}; allowed: {', '.join(get_args(OnBadRows))}")

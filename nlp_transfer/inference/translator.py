@@ -10,8 +10,8 @@ from nlp_transfer.data.sources.file_reading import SURROGATE
 from nlp_transfer.data.sources.in_memory import plain_cell, read_inputs
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, TRANSLATION
 from nlp_transfer.data.sources.table_reader import Batch
-from nlp_transfer.inference.predictor import Predictor, select_columns
-from nlp_transfer.inference.row_errors import OnBadRows, check_on_bad_rows
+from nlp_transfer.inference.output_journal import ChunkPredictions
+from nlp_transfer.inference.predictor import OnBadRows, Predictor, check_on_bad_rows, select_columns, with_gaps
 from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.preparation import autocast
 from nlp_transfer.models.seq2seq.generation import ROWS
@@ -78,8 +78,7 @@ class Translator:
 
     def _translate_valid(self, texts: list[Any], faults: Mapping[int, Fault]) -> list[str | None]:
         """Return the translations in order, with None for the texts in `faults`."""
-        translations = iter(self.translate([text for i, text in enumerate(texts) if i not in faults]))
-        return [None if i in faults else next(translations) for i in range(len(texts))]
+        return with_gaps(self.translate([text for i, text in enumerate(texts) if i not in faults]), faults, len(texts))
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """Translate valid texts, in order."""
@@ -93,17 +92,20 @@ class Translator:
         self.in_pieces += int((pieces > 1).sum())
         return [translation if text.strip() else text for text, translation in zip(texts, translations, strict=True)]
 
-    def translate_chunk(self, chunk: Batch, path: Path) -> tuple[dict[str, list[Any]], dict[int, Fault]]:
+    def predict_chunk(self, chunk: Batch, path: Path, probabilities: bool = False) -> ChunkPredictions:
         """Translate a chunk of the file `path`.
 
+        Args:
+            probabilities: without effect, since translations have none.
+
         Returns:
-            A column `translation` (`prediction` if the source is nested in a column `translation`, as in hub datasets); and the
-            faults of rows without a translation, by row index. Empty texts stay empty and count as faults.
+            A column `translation` (`prediction` if the source is nested in a column `translation`, as in hub datasets). Empty
+            texts stay empty and count as faults.
 
         Raises:
             UserError: the source column is missing, or the file already has a column with the new name.
         """
-        name = self.task.inputs[0]
+        name, before = self.task.inputs[0], self.in_pieces
         column = self.task.traits.output if chunk.has_column(name) or not chunk.has_column(TRANSLATION) else "prediction"
         if chunk.has_column(column):
             raise UserError(f"{path}: already has a column {column!r}, which the translation would overwrite; rename it")
@@ -115,7 +117,7 @@ class Translator:
             for i, cell in enumerate(cells)
             if i not in faults and not cell.strip()
         }
-        return {column: translations}, dict(sorted((faults | blank).items()))
+        return ChunkPredictions({column: translations}, self.in_pieces - before, dict(sorted((faults | blank).items())))
 
 
 def _faults(texts: Sequence[Any], column: str | None = None) -> dict[int, Fault]:

@@ -10,7 +10,6 @@ from io import TextIOBase, TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from nlp_transfer.inference.parquet_writer import ParquetOutput, text_cells
 from nlp_transfer.utils.atomic_files import replacing, to_json
 from nlp_transfer.utils.errors import UserError
 
@@ -50,7 +49,11 @@ class Writer:
         self.not_finite = self.first_not_finite = 0  # values written with null instead of a number, and the row of the first
         self.opened = ExitStack()
         file: Any = self.opened.enter_context(replacing(target)) if isinstance(target, Path) else target
-        self.parquet = ParquetOutput(file, types) if ending == ".parquet" else None
+        self.parquet: Any = None
+        if ending == ".parquet":
+            from nlp_transfer.inference.parquet_writer import ParquetOutput
+
+            self.parquet = ParquetOutput(file, types)
         self.wrapper: TextIOWrapper | None = None
         if self.parquet is None and not isinstance(file, TextIOBase):
             file = self.wrapper = TextIOWrapper(file, encoding="utf-8", newline="")
@@ -70,21 +73,19 @@ class Writer:
             self.parquet.write(columns, table)
             return
         if table is not None and self.ending != ".txt":
+            from nlp_transfer.inference.parquet_writer import text_cells
+
             columns = {name: text_cells(table.column(name), name) for name in table.column_names} | columns
         if self.ending == ".jsonl":
-            self._write_jsonl(columns)
+            for row in zip(*columns.values(), strict=True):
+                self.rows += 1
+                self.file.write(self._json(dict(zip(columns, row, strict=True))) + "\n")
         elif self.ending == ".txt":
             predictions = columns["translation"] if "translation" in columns else columns["prediction"]
             lines = ("" if each is None else LINE_END.sub(" ", str(each)) for each in predictions)
             self.file.writelines(line + "\n" for line in lines)  # one line per row, even if a cell has line ends
         else:
             self._write_csv(columns)
-
-    def _write_jsonl(self, columns: Columns) -> None:
-        for row in zip(*columns.values(), strict=True):
-            record = dict(zip(columns, row, strict=True))
-            self.rows += 1
-            self.file.write(self._json(record) + "\n")
 
     def _write_csv(self, columns: Columns) -> None:
         writer = csv.writer(_UnixLines(self.file), delimiter="\t" if self.ending == ".tsv" else ",", lineterminator="\r\n")

@@ -164,19 +164,16 @@ class Checkpoint:
         model.new_parameters = frozenset(set(report["missing_keys"]) | mismatched)
         model.replaced_parameters = frozenset(mismatched)
         check_finite(model, f"model: {self.source.name}", "another checkpoint, or a new copy of this one", model.new_parameters)
-        if "vocab_size" not in overrides:
-            self._fit_tokenizer(model, auto_class is AutoModelForSequenceClassification)
-        return model
-
-    def _fit_tokenizer(self, model: PreTrainedModel, classifies: bool) -> None:
         try:
-            tokenizer = self.tokenizer
+            tokenizer = None if "vocab_size" in overrides else self.tokenizer
         except UserError:  # raised again for callers that need the tokenizer
-            return
-        fit_embeddings(model, tokenizer, self.source.name)
-        if classifies:
-            set_pooled_token(model, tokenizer)
-            add_padding_hooks(model)
+            tokenizer = None
+        if tokenizer is not None:
+            fit_embeddings(model, tokenizer, self.source.name)
+            if auto_class is AutoModelForSequenceClassification:
+                set_pooled_token(model, tokenizer)
+                add_padding_hooks(model)
+        return model
 
 
 def check_head(checkpoint: Checkpoint, expected: str = "SequenceClassification") -> None:

@@ -144,20 +144,19 @@ def fit_embeddings(model: Any, tokenizer: Any, name: str) -> None:
     # Some tokenizers use ids beyond their vocabulary for languages; the model has embeddings for these ids.
     with preserve_truncation(tokenizer):
         highest = max(tokenizer("a")["input_ids"], default=-1)
-    if highest >= max(rows, needed):
+    is_foreign = highest >= max(rows, needed)
+    if needed > rows and not is_foreign:
+        added_tokens = set(tokenizer.get_added_vocab())
+        base_size = max((i for token, i in vocabulary.items() if token not in added_tokens), default=-1) + 1
+        # `vocab_size` does not count added tokens.
+        is_foreign = max(base_size, tokenizer.vocab_size) > rows or needed > 2 * rows + MAX_ADDED_ROWS
+    if is_foreign:
         raise UserError(
-            f"model: the tokenizer of {name} returns the id {highest}, but the model has {rows} embeddings; allowed: the "
-            "tokenizer that the model was trained with"
+            f"model: the tokenizer of {name} has ids up to {max(needed - 1, highest)}, but the model has {rows} embeddings, so "
+            "the tokenizer belongs to another model; allowed: the tokenizer that the model was trained with"
         )
     if needed <= rows:
         return
-    added_tokens = set(tokenizer.get_added_vocab())
-    base_size = max((i for token, i in vocabulary.items() if token not in added_tokens), default=-1) + 1
-    if max(base_size, tokenizer.vocab_size) > rows or needed > 2 * rows + MAX_ADDED_ROWS:  # vocab_size: without added tokens
-        raise UserError(
-            f"model: the tokenizer of {name} has ids up to {needed - 1}, but the model has {rows} embeddings, so the tokenizer "
-            "belongs to another model; allowed: the tokenizer that the model was trained with"
-        )
     extended = model.encoder if model.config.model_type == "encoder-decoder" or hasattr(model.config, "encoder_config") else model
     try:
         with torch.random.fork_rng(devices=[]):

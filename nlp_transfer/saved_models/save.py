@@ -49,8 +49,8 @@ def is_adapted(model: Any) -> bool:
     return isinstance(model, PeftModel)
 
 
-def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the content of `nlp_transfer.json`: the task with its settings, metrics and versions.
+def record(task: Task, plain: bool, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the content of `nlp_transfer.json`: the task with its settings, no metrics yet, and versions.
 
     Args:
         plain: whether transformers can load the model without this package.
@@ -66,7 +66,7 @@ def record(task: Task, plain: bool, metrics: dict[str, Any] | None = None, base:
         "settings": settings,
         "plain": plain,
         **({"base": base} if base else {}),
-        "metrics": metrics or {},
+        "metrics": {},
         "versions": versions(),
     }
 

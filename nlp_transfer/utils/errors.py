@@ -54,12 +54,12 @@ def converted(message: str) -> Iterator[None]:
 
 
 @contextmanager
-def prefixed(place: str, instead: str = "") -> Iterator[None]:
-    """Put `PLACE: ` before the messages of UserErrors that are raised in the block, instead of the prefix `instead`."""
+def prefixed(place: str) -> Iterator[None]:
+    """Put `PLACE: ` before the messages of UserErrors that are raised in the block, in place of the prefix `model: `."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{place}: {str(error).removeprefix(instead)}") from error
+        raise UserError(f"{place}: {str(error).removeprefix('model: ')}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -355,7 +355,7 @@ def test_a_lasting_failure_leaves_the_hub_unchanged(call: str, exists: bool, run
     elif call == "create":
         assert "nothing was created" in message
     else:
-        assert f"{NAME} did not exist before this push, and is empty now" in message
+        assert f"{NAME} did not exist before this push, and contains none of its files" in message
         assert f"hf repos delete {NAME}" in message
     if exists or call == "create":
         assert states(hub) == before
@@ -434,8 +434,8 @@ def test_a_new_branch_that_stays_empty_is_reported(run: Path, hub: Hub) -> None:
 
 def test_a_branch_that_cannot_be_created(run: Path, hub: Hub) -> None:
     hub.faults = [Fault("500", "/branch/dev")]
-    assert f"{NAME} did not exist before this push, and is empty now" in failure(run, revision="dev")
-    assert f"{NAME} is unchanged and has no branch dev" in failure(run, revision="dev")
+    assert f"{NAME} did not exist before this push, and contains none of its files" in failure(run, revision="dev")
+    assert f"{NAME}, dev is unchanged (there is no such branch)" in failure(run, revision="dev")
     assert set(hub.repository(NAME).branches) == {"main"}
 
 

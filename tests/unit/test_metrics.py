@@ -214,7 +214,8 @@ def test_wrong_regression_inputs(predictions: Any, references: Any) -> None:
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_combined_label_metrics(multilabel: bool) -> None:
     predictions, references, expected = LABEL_CASES["multi-label" if multilabel else "each label"]
-    combined = metrics.label_metrics(multilabel)
+    names = ("accuracy", "precision", "recall", "f1", *([] if multilabel else ["mcc"]))
+    combined = evaluate.combine([metrics.load(name, "multilabel" if multilabel else None) for name in names])
     assert combined.compute(predictions=predictions, references=references) == pytest.approx(expected)
     combined.add_batch(predictions=predictions[:1], references=references[:1])
     combined.add_batch(predictions=predictions[1:], references=references[1:])

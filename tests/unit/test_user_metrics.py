@@ -119,7 +119,7 @@ def test_metric_objects_get_texts_or_ids(train: Any) -> None:
     values = train(Labels(), Labels("accuracy"), metrics.load("mcc")).metrics["test"]
     assert values["sum"] == values["labels/accuracy"] == 20  # half of 40 rows have label 1
     assert 0 <= values["accuracy"] <= 1
-    assert values["matthews_correlation/mcc"] == values["mcc"]
+    assert values["mcc/mcc"] == values["mcc"]
 
 
 def raises(predictions: list[Any], references: list[Any]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Compute metrics locally with scikit-learn, scipy and sacreBLEU, which are imported when a metric is computed.
 
 `compute_label_metrics`, `compute_regression_metrics` and `compute_translation_metrics` take the predictions of a complete split.
-`load` and `label_metrics` return `evaluate` objects for use in other code.
+`load` returns an `evaluate.Metric` for use in other code; `evaluate.combine` joins several.
 """
 
 from __future__ import annotations
@@ -23,21 +23,10 @@ if TYPE_CHECKING:
     import evaluate
 
 __all__ = [
-    "KNOWN_KEYS",
-    "LABEL_KEYS",
-    "MULTILABEL_KEYS",
-    "REGRESSION_KEYS",
-    "compute_label_metrics",
-    "compute_regression_metrics",
-    "compute_translation_metrics",
-    "higher_is_better",
-    "label_metrics",
-    "load",
-    "load_hub_metric",
-    "names",
-    "translation_signatures",
+    "KNOWN_KEYS", "LABEL_KEYS", "MULTILABEL_KEYS", "REGRESSION_KEYS", "compute_label_metrics", "compute_regression_metrics",
+    "compute_translation_metrics", "higher_is_better", "load", "load_hub_metric", "names", "translation_signatures",
     "translation_statistics",
-]
+]  # fmt: skip
 
 
 def names() -> list[str]:
@@ -63,13 +52,3 @@ def load(name: str, config_name: str | None = None) -> evaluate.Metric:
     from nlp_transfer.evaluation.metrics.evaluate_adapter import MetricAdapter
 
     return MetricAdapter(name, config_name)
-
-
-def label_metrics(multilabel: bool) -> evaluate.CombinedEvaluations:
-    """Return accuracy, precision, recall, F1 and (single-label only) MCC as one object with `add_batch` and `compute`."""
-    import evaluate
-
-    config_name = "multilabel" if multilabel else None
-    return evaluate.combine(
-        [load(name, config_name) for name in ("accuracy", "precision", "recall", "f1", *([] if multilabel else ["mcc"]))]
-    )

@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, converted
 
 if TYPE_CHECKING:
     import evaluate
@@ -39,8 +39,6 @@ def load_hub_metric(name: str, *, allow_hub_metrics: bool) -> evaluate.Evaluatio
 
     from nlp_transfer.hub.client import guarded
 
-    try:
-        with guarded(f"training.hub_metrics: {name}"):
-            return evaluate.load(name)
-    except Exception as error:  # the hub client, the network and the metric's code raise different types
-        raise UserError(f"training.hub_metrics: cannot load {name!r} from the hub: {error}") from error
+    # The hub client, the network and the metric's code raise different types of errors.
+    with converted(f"training.hub_metrics: cannot load {name!r} from the hub"), guarded(f"training.hub_metrics: {name}"):
+        return evaluate.load(name)

@@ -62,7 +62,7 @@ def score_translations(
     rows = len(predictions)
     if not rows or rows != len(references):
         raise ValueError(f"predictions: {rows}, references: {len(references)}; expected the same number, at least one")
-    statistics, score = _statistics(key, predictions, references, language)
+    statistics, score = translation_statistics(key, predictions, references, language)
     metrics = {key: float(score(statistics.sum(0, keepdims=True))[0])}
     if resamples:
         generator = np.random.default_rng(SEED)
@@ -70,18 +70,6 @@ def score_translations(
         scores = np.sort(score(np.stack([count @ statistics for count in counts])))
         metrics |= {f"{key}_low": float(scores[resamples // 40]), f"{key}_high": float(scores[-1 - resamples // 40])}
     return metrics
-
-
-def translation_statistics(
-    key: str, predictions: Sequence[str], references: Sequence[str], language: str | None = None
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
-    """Return the statistics of each row for `bleu`, `chrf` or `ter`, and the function of their sums.
-
-    Returns:
-        float64 of shape (rows, statistics), and a function from sums (resamples, statistics) to scores (resamples,); None for
-        other keys.
-    """
-    return _statistics(key, predictions, references, language) if key in TRANSLATION_KEYS else None
 
 
 def translation_signatures(language: str | None = None) -> dict[str, str]:
@@ -110,10 +98,14 @@ def _scorer(key: str, language: str | None) -> Any:
     return TER() if tokenizer == "13a" else TER(asian_support=True, normalized=True)
 
 
-def _statistics(
-    key: str, predictions: Sequence[str], references: Sequence[str], language: str | None
+def translation_statistics(
+    key: str, predictions: Sequence[str], references: Sequence[str], language: str | None = None
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Return the statistics of each row and the function of their sums; see `translation_statistics`."""
+    """Return the statistics of each row for `bleu`, `chrf` or `ter`, and the function of their sums.
+
+    Returns:
+        float64 of shape (rows, statistics), and a function from sums (resamples, statistics) to scores (resamples,).
+    """
     scorer = _scorer(key, language)
     # The only use of private functions of sacreBLEU. `corpus_score` returns no statistics, and with `n_bootstrap`, it needs
     # gigabytes for ten thousand rows and returns only the width of the interval.

@@ -8,6 +8,7 @@ import numpy as np
 from nlp_transfer.data.parallel_texts import draw_rows
 from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer, Sums, mean
 from nlp_transfer.evaluation.metrics.translation_metrics import (
+    TRANSLATION_KEYS,
     compute_translation_metrics,
     translation_signatures,
     translation_statistics,
@@ -52,6 +53,8 @@ class TranslationScorer(Scorer):
     def sums(self, metric: str, predictions: Arrays, references: Arrays) -> Sums | None:
         if metric == "token_accuracy":
             return np.stack([predictions["right"], predictions["of"]], 1).astype(float), mean
+        if metric not in TRANSLATION_KEYS:
+            return None
         texts, expected = predictions["prediction"].tolist(), references[self.reference].tolist()
         return translation_statistics(metric, texts, expected, self.language)
 

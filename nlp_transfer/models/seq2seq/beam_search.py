@@ -19,17 +19,24 @@ SelectRows = Callable[[torch.Tensor], None]
 
 
 class DecoderState:
-    """A decoder, its cache, and the encoder states of the unfinished rows."""
+    """A decoder, its cache, the encoder states of the unfinished rows, and the targets of the finished ones.
 
-    def __init__(self, model: Any, cache: EncoderDecoderCache, states: torch.Tensor, mask: torch.Tensor, output: Any) -> None:
-        """Start with all rows.
+    Args:
+        states: encoder states of shape (rows, source tokens, width).
+        mask: int64 of shape (rows, source tokens), 0 for padding.
+        output: the family's class of encoder outputs; some decoders need its additional fields (NLLB-MoE).
+        beams: open targets of each row.
+        select_rows: see `search`.
+    """
 
-        Args:
-            states: encoder states of shape (rows, source tokens, width).
-            mask: int64 of shape (rows, source tokens), 0 for padding.
-            output: the family's class of encoder outputs; some decoders need its additional fields (NLLB-MoE).
-        """
+    def __init__(
+        self, model: Any, cache: EncoderDecoderCache, states: torch.Tensor, mask: torch.Tensor, output: Any, beams: int,
+        select_rows: SelectRows | None,
+    ) -> None:  # fmt: skip
         self.model, self.cache, self.states, self.mask, self.output = model, cache, states, mask, output
+        self.beams, self.select_rows = beams, select_rows
+        self.rows = torch.arange(len(states), device=states.device)
+        self.targets: list[torch.Tensor] = [self.rows] * len(states)
 
     def next_scores(self, tokens: torch.Tensor) -> torch.Tensor:
         """Compute the logits of the next token.
@@ -52,22 +59,38 @@ class DecoderState:
             raise FloatingPointError("the scores of the next token are NaN or infinite")
         return scores
 
-    def expand_beams(self, beams: int) -> None:
-        """Repeat each row `beams` times; copies are adjacent."""
-        self.cache.batch_repeat_interleave(beams)
-        self.states, self.mask = self.states.repeat_interleave(beams, 0), self.mask.repeat_interleave(beams, 0)
+    def expand_beams(self) -> None:
+        """Repeat each row for each beam; copies are adjacent."""
+        self.cache.batch_repeat_interleave(self.beams)
+        self.states, self.mask = self.states.repeat_interleave(self.beams, 0), self.mask.repeat_interleave(self.beams, 0)
 
-    def reorder(self, parents: Any, rows: Any = None) -> None:
-        """Continue each row from its parent, a row with the same source, and remove finished rows.
+    def advance(self, done: torch.Tensor, targets: Any, parents: Any = None) -> torch.Tensor | None:
+        """Record finished targets, and remove their rows once there are enough of them to make copying the others worthwhile.
 
         Args:
-            parents: index of each row's parent, int64 of shape (rows,).
-            rows: indices of the unfinished rows, int64; None: all rows.
+            done: whether each row is finished, bool of shape (rows,).
+            targets: the best target of each row.
+            parents: index of the beam, of the same row, that each beam continues, int64 of shape (rows x beams,); None: itself.
+
+        Returns:
+            The indices of the remaining rows, int64; None if no rows were removed.
         """
-        self.cache.self_attention_cache.reorder_cache(parents if rows is None else parents[rows])
-        if rows is not None:
-            self.cache.cross_attention_cache.batch_select_indices(rows)
-            self.states, self.mask = self.states[rows], self.mask[rows]
+        removes = self.select_rows is not None and int(done.sum()) * REMOVE_SHARE >= len(done)
+        if not removes and not bool(done.all()):
+            if parents is not None:
+                self.cache.self_attention_cache.reorder_cache(parents)
+            return None
+        for index in done.nonzero().flatten().tolist():
+            self.targets[self.rows[index]] = targets[index]
+        remaining = (~done).nonzero().flatten()
+        self.rows = self.rows[remaining]
+        if self.select_rows is not None and len(remaining):
+            beams: Any = (remaining[:, None] * self.beams + torch.arange(self.beams, device=done.device)).flatten()
+            self.cache.self_attention_cache.reorder_cache(beams if parents is None else parents[beams])
+            self.cache.cross_attention_cache.batch_select_indices(beams)
+            self.states, self.mask = self.states[beams], self.mask[beams]
+            self.select_rows(beams)
+        return remaining
 
 
 def search(
@@ -89,44 +112,29 @@ def search(
     beams = generation_config.num_beams
     ends = torch.as_tensor(generation_config.eos_token_id, device=input_ids.device).reshape(-1)
     states, mask = inputs["encoder_outputs"].last_hidden_state[::beams], inputs["attention_mask"][::beams]
-    decoder = DecoderState(model, inputs["past_key_values"], states, mask, type(inputs["encoder_outputs"]))
+    decoder = DecoderState(model, inputs["past_key_values"], states, mask, type(inputs["encoder_outputs"]), beams, select_rows)
     if beams == 1:
-        targets = _greedy_search(decoder, input_ids, logits_processor, ends, select_rows, padding)
+        targets = _greedy_search(decoder, input_ids, logits_processor, ends, padding)
     else:
-        targets = _beam_search(decoder, input_ids, logits_processor, ends, select_rows, generation_config)
+        targets = _beam_search(decoder, input_ids, logits_processor, ends, generation_config)
     return torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=padding)
 
 
-def _should_remove(done: torch.Tensor, select_rows: SelectRows | None) -> bool:
-    """Return whether enough rows are finished (`done`, bool of shape (rows,)) to make copying the others worthwhile."""
-    return select_rows is not None and int(done.sum()) * REMOVE_SHARE >= len(done)
-
-
 def _greedy_search(
-    decoder: DecoderState, ids: torch.Tensor, processors: Any, ends: torch.Tensor, select_rows: SelectRows | None, padding: int
+    decoder: DecoderState, ids: torch.Tensor, processors: Any, ends: torch.Tensor, padding: int
 ) -> list[torch.Tensor]:
-    targets: list[torch.Tensor] = [ids[row] for row in range(len(ids))]
-    rows = torch.arange(len(ids), device=ids.device)
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    while True:
+    while len(ids):
         tokens = processors(ids, decoder.next_scores(ids[:, -1:])).argmax(-1)
         ids = torch.cat((ids, torch.where(done, padding, tokens)[:, None]), 1)
         done = done | torch.isin(tokens, ends)
-        all_done = bool(done.all())
-        if all_done or _should_remove(done, select_rows):
-            for index in done.nonzero().flatten().tolist():
-                targets[rows[index]] = ids[index]
-            if all_done:
-                return targets
-            assert select_rows is not None
-            remaining = (~done).nonzero().flatten()
-            decoder.reorder(torch.arange(len(ids), device=ids.device), remaining)
-            select_rows(remaining)
-            ids, rows, done = ids[remaining], rows[remaining], done[remaining]
+        if (remaining := decoder.advance(done, ids)) is not None:
+            ids, done = ids[remaining], done[remaining]
+    return decoder.targets
 
 
 def _beam_search(
-    decoder: DecoderState, ids: torch.Tensor, processors: Any, ends: torch.Tensor, select_rows: SelectRows | None, settings: Any
+    decoder: DecoderState, ids: torch.Tensor, processors: Any, ends: torch.Tensor, settings: Any
 ) -> list[torch.Tensor]:
     """Search with `beams` open and `beams` finished targets for each row, both sorted by score, the best first.
 
@@ -136,8 +144,6 @@ def _beam_search(
     prompt = ids.shape[1]
     count = len(ids) // beams
     candidates = max(2, 1 + len(ends)) * beams  # enough to have `beams` open targets even if the best candidates all end
-    targets: list[torch.Tensor] = [ids[0]] * count
-    rows = torch.arange(count, device=device)
     open_ids = ids.view(count, beams, prompt)
     open_scores = torch.full((count, beams), WORST_SCORE, device=device)
     open_scores[:, 0] = 0.0  # all beams are equal at first, so only one counts
@@ -146,12 +152,12 @@ def _beam_search(
     is_finished = torch.zeros((count, beams), dtype=torch.bool, device=device)
     done = torch.zeros(count, dtype=torch.bool, device=device)
     first_scores = decoder.next_scores(ids[::beams, -1:]).repeat_interleave(beams, 0)
-    decoder.expand_beams(beams)
-    while True:
+    decoder.expand_beams()
+    while len(done):
         length = open_ids.shape[2]
         flat_ids = open_ids.reshape(-1, length)
         logits = first_scores if length == prompt else decoder.next_scores(flat_ids[:, -1:])
-        scores = processors(flat_ids, logits.log_softmax(-1)).view(len(rows), beams, -1) + open_scores[:, :, None]
+        scores = processors(flat_ids, logits.log_softmax(-1)).view(len(done), beams, -1) + open_scores[:, :, None]
         vocabulary = scores.shape[2]
         top_scores, top_indices = scores.flatten(1).topk(candidates)
         parents, tokens = top_indices // vocabulary, top_indices % vocabulary
@@ -180,21 +186,10 @@ def _beam_search(
         done = done | ~(attainable > worst).any(1) | is_end.all(1)
         if settings.early_stopping is True:
             done = done | is_finished.all(1)
-        all_done = bool(done.all())
-        flat_parents = (parents + torch.arange(len(rows), device=device)[:, None] * beams).flatten()
-        if not all_done and not _should_remove(done, select_rows):
-            decoder.reorder(flat_parents)
-            continue
-        for index in done.nonzero().flatten().tolist():
-            targets[rows[index]] = best[index]
-        if all_done:
-            return targets
-        assert select_rows is not None
-        remaining = (~done).nonzero().flatten()
-        remaining_beams = (remaining[:, None] * beams + torch.arange(beams, device=device)).flatten()
-        decoder.reorder(flat_parents, remaining_beams)
-        select_rows(remaining_beams)
-        best = [best[index] for index in remaining.tolist()]
-        rows, open_ids, open_scores, finished, is_finished, done = (
-            tensor[remaining] for tensor in (rows, open_ids, open_scores, finished, is_finished, done)
-        )
+        flat_parents = (parents + torch.arange(len(done), device=device)[:, None] * beams).flatten()
+        if (remaining := decoder.advance(done, best, flat_parents)) is not None:
+            best = [best[index] for index in remaining.tolist()]
+            open_ids, open_scores, finished, is_finished, done = (
+                tensor[remaining] for tensor in (open_ids, open_scores, finished, is_finished, done)
+            )
+    return decoder.targets

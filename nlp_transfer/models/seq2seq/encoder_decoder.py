@@ -185,27 +185,14 @@ def _load_decoder(
     return model
 
 
-def open_decoder(source: str, setting: str = "decoder") -> Checkpoint:
-    """Open the checkpoint of a decoder, or of a target tokenizer.
-
-    Args:
-        setting: the task setting with the name of the checkpoint, for messages.
+def open_decoder(source: str) -> Checkpoint:
+    """Open the checkpoint of a decoder.
 
     Raises:
         UserError: the checkpoint cannot be opened.
     """
-    with prefixed(f"task.{setting}", instead="model: "):
+    with prefixed("task.decoder"):
         return Checkpoint.open(find_model(source))
-
-
-def open_tokenizer(source: str, setting: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
-
-    Raises:
-        UserError: the checkpoint cannot be opened, or has no tokenizer.
-    """
-    with prefixed(f"task.{setting}", instead="model: "):
-        return Checkpoint.open(find_model(source)).tokenizer
 
 
 def max_target_length(decoder: str, requested: int | None, limit: int) -> int:
@@ -233,10 +220,14 @@ def choose_target_tokenizer(
 
     Args:
         name: `train`, `source` or the name of a model.
+        setting: the task setting with this name, for messages.
     """
     if name == "train":
         return train_tokenizer(texts, vocabulary)
-    tokenizer = source if name == "source" else open_tokenizer(name, setting)
+    tokenizer = source
+    if name != "source":
+        with prefixed(f"task.{setting}"):
+            tokenizer = Checkpoint.open(find_model(name)).tokenizer
     warn_if_lossy(tokenizer, name, texts)
     return tokenizer
 

@@ -131,11 +131,9 @@ def _checked_path(source: ModelSource, path: Path) -> Path:
     for snapshot in (resolved, resolved.parent):  # the parent: for a folder inside a model
         if snapshot.parent.name == "snapshots":  # in the hub's cache, files are links to blobs of the same repository
             roots.append(snapshot.parent.parent / "blobs")
-    try:
+    with converted(f"model: {source.name}: {path.relative_to(folder)} cannot be read"):
         target = path.resolve(strict=True)
         mode = target.lstat().st_mode
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise UserError(f"model: {source.name}: {path.relative_to(folder)} cannot be read ({first_line(error)})") from error
     if not any(target.is_relative_to(root) for root in roots):
         raise UserError(
             f"model: {source.name}: {path.relative_to(folder)} is a link out of the folder, to {target}; allowed: files; "
@@ -280,11 +278,8 @@ def load_configuration(source: ModelSource) -> PretrainedConfig:
     Raises:
         UserError: the configuration is missing or cannot be read, or its model type is unknown.
     """
-    with private_folder(source) as folder:
-        try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except LIBRARY_ERRORS as error:
-            raise UserError(f"model: {source.name} cannot be opened: {first_line(error)}") from error
+    with private_folder(source) as folder, converted(f"model: {source.name} cannot be opened"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     config._name_or_path = source.path
     return config
 

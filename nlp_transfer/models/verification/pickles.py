@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from nlp_transfer.utils.errors import UserError, first_line
+from nlp_transfer.utils.errors import UserError, converted
 
 MAX_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; a model with 1,000 layers needs 1 to 2 MB
 MAX_OPERATIONS = 2_000_000  # opcodes of a pickle; a tensor needs about 30
@@ -54,7 +54,7 @@ def check_pickle(path: Path) -> None:
         UserError: the file contains anything other than tensors by name, or would need more memory than its size.
     """
     size = path.stat().st_size
-    try:
+    with converted(f"{refusal(str(path))}; found"):
         with path.open("rb") as file:
             if file.read(4) != ZIP_START:  # the older format, without an archive
                 file.seek(0)
@@ -68,10 +68,6 @@ def check_pickle(path: Path) -> None:
         for key, stored in _read_storages(reader.get_record("data.pkl"), size).items():
             if reader.get_record_size(f"data/{key}") != stored:
                 raise ValueError(f"storage {key} does not have {stored:,} bytes")
-    except UserError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, RuntimeError) as error:
-        raise UserError(f"{refusal(str(path))}; found: {first_line(error)}") from error
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -86,11 +82,8 @@ def _check_archive(path: Path, size: int) -> None:
         raise UserError(
             f"{path}: found a directory of {directory:,} bytes with {entries:,} entries; allowed: {MAX_BYTES:,} bytes"
         )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{path}: is not a readable archive of tensors ({first_line(error)}); copy it again") from error
+    with converted(f"{path}: is not a readable archive of tensors, so copy it again"), zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > size:
         raise UserError(f"{path}: its entries expand to {unpacked:,} bytes; allowed: uncompressed entries")
 

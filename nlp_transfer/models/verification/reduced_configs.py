@@ -193,11 +193,9 @@ def _data(value: Any, key: str, words: Iterable[str]) -> Any:
 
 
 def _labels(value: Any) -> Any:
-    if value is not None and not isinstance(value, dict):
-        raise _NotDataError
-    if value and not all(isinstance(inner, (str, int, float)) for inner in value.values()):
-        raise _NotDataError
-    return value
+    if value is None or (isinstance(value, dict) and all(isinstance(inner, (str, int, float)) for inner in value.values())):
+        return value
+    raise _NotDataError
 
 
 def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:

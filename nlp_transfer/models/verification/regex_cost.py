@@ -10,6 +10,8 @@ search would restart at each of them. The patterns of GPT-2, GPT-4, Llama 3, Qwe
 import re
 from dataclasses import dataclass, field
 
+import regex
+
 from nlp_transfer.utils.errors import UserError
 
 MAX_CHARACTERS = 4000
@@ -17,9 +19,10 @@ MAX_REPEATS = 100  # in {n,m}
 MAX_STEPS = 2000  # of a search from one position, without consumed characters
 MAX_DEPTH = 10  # of nested groups
 # Other escapes are refused: references to groups, calls of groups, \K, \G, \R, \X ...
-ESCAPE = re.compile(
-    r"\\(?:[sSdDwWhHrntfvbBAzZ]|[pP]\{\^?[\w ]+\}|x[0-9A-Fa-f]{2}|x\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|[^A-Za-z0-9_])", re.ASCII
-)
+_ESCAPE = r"\\(?:[sSdDwWhHrntfvbBAzZ]|[pP]\{\^?[\w ]+\}|x[0-9A-Fa-f]{2}|x\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|[^A-Za-z0-9_])"
+# A class, which may contain others and does not begin with ]; an escape; or a character that is not part of the syntax.
+_CLASS = rf"(?<class>\[(?!\^?\])(?:{_ESCAPE}|[^\[\]\\]|(?&class))*+\])"
+ELEMENT = regex.compile(rf"{_CLASS}|{_ESCAPE}|[^\[\\(|)*+?{{]", regex.ASCII)
 GROUP = re.compile(r"\((?:\?(?P<kind>:|i:|=|!|<!))?(?!\?)")
 QUANTIFIER = re.compile(r"[*+?]|\{(?P<least>\d{1,4})?(?P<comma>,)?(?P<most>\d{1,4})?\}", re.ASCII)
 ANCHORS = ("^", "$", r"\b", r"\B", r"\A", r"\z", r"\Z")
@@ -87,14 +90,13 @@ def linear_pattern(pattern: str) -> str:
         if len(cost.backtracking) > 1:
             raise PatternError("two unbounded quantifiers before something that can fail; allowed: one")
         if cost.backtracking and not _is_amortized(i, alternatives, costs):
-            first = alternatives[0][0]
-            if len(alternatives) > 1 or first is not cost.backtracking[0] or first.text.startswith("(?i)"):
-                text = cost.backtracking[0].text
+            text = cost.backtracking[0].text
+            if len(alternatives) > 1 or alternatives[0][0] is not cost.backtracking[0] or text.startswith("(?i)"):
                 raise PatternError(
                     f"an unbounded quantifier ({text}+) before something that can fail, and no alternative {text}+ after it, so "
                     "the search can start again at each character"
                 )
-            return f"(?<!{first.text}){pattern}"
+            return f"(?<!{text}){pattern}"
     return pattern
 
 
@@ -183,8 +185,7 @@ def _alternatives(pattern: str, at: int, flags: str, depth: int) -> tuple[list[l
 
 def _element(pattern: str, at: int, flags: str, depth: int) -> tuple[_Item, int]:
     """Parse one element without its quantifier; return it and the position after it."""
-    sign = pattern[at]
-    if sign == "(":
+    if pattern[at] == "(":
         group = GROUP.match(pattern, at)
         if group is None:
             raise PatternError(
@@ -195,40 +196,10 @@ def _element(pattern: str, at: int, flags: str, depth: int) -> tuple[_Item, int]
         if end >= len(pattern):
             raise PatternError("an unclosed parenthesis")
         return _Item(pattern[at : end + 1], kind if kind in ("=", "!", "<!") else "group", inner=inner), end + 1
-    if sign == "[":
-        end = _class_end(pattern, at)
-    elif sign == "\\":
-        escape = ESCAPE.match(pattern, at)
-        if escape is None:
-            raise PatternError(f"an unsupported escape: {pattern[at : at + 4]}")
-        end = escape.end()
-    elif sign in "*+?{":
-        raise PatternError(f"a quantifier with nothing before it: {pattern[at : at + 8]}")
-    else:
-        end = at + 1
-    return _Item(flags + pattern[at:end]), end
-
-
-def _class_end(pattern: str, at: int) -> int:
-    """Return the position after a character class, which may contain others."""
-    depth = 0
-    while at < len(pattern):
-        if pattern[at] == "\\":
-            escape = ESCAPE.match(pattern, at)
-            if escape is None:
-                raise PatternError(f"an unsupported escape: {pattern[at : at + 4]}")
-            at = escape.end()
-            continue
-        if pattern[at] == "[":
-            depth += 1
-            if pattern[at + 1 : at + 2] == "]" or pattern[at + 1 : at + 3] == "^]":
-                raise PatternError("a class that begins with ]; allowed: \\]")
-        elif pattern[at] == "]":
-            depth -= 1
-            if depth == 0:
-                return at + 1
-        at += 1
-    raise PatternError("an unclosed bracket")
+    element = ELEMENT.match(pattern, at)
+    if element is None:
+        raise PatternError(f"an unsupported escape or class, or a quantifier with nothing before it: {pattern[at : at + 8]}")
+    return _Item(flags + element[0]), element.end()
 
 
 def _quantify(item: _Item, pattern: str, at: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nlp_transfer.models.verification.regex_cost import shortest_match
 from nlp_transfer.models.verification.sentencepiece_file import replacements
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, converted
 
 MAX_GROWTH = 64
 
@@ -65,7 +65,5 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
 
 def _replacements(component: dict[str, Any]) -> set[str]:
     """Return the texts that a Precompiled normalizer can write."""
-    try:
+    with converted("normalizer.precompiled_charsmap: allowed: a table of SentencePiece; it is damaged"):
         return replacements(base64.b64decode(component.get("precompiled_charsmap") or "", validate=True))
-    except ValueError as error:
-        raise UserError(f"normalizer.precompiled_charsmap: is damaged: {error}; allowed: a table of SentencePiece") from error

@@ -157,10 +157,8 @@ def _parse(path: Path) -> Any:
 def _check_lines(path: Path) -> None:
     """Check a file with one vocabulary entry or merge on each line."""
     content = read_limited(path, MAX_BYTES)
-    try:
+    with converted("cannot be read"):
         content.decode("utf-8")
-    except ValueError as error:
-        raise UserError(f"cannot be read ({error})") from error
     lines = content.split(b"\n")
     if len(lines) > MAX_TOKENS or max(map(len, lines)) > 8 * LONGEST_TOKEN:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from nlp_transfer.utils.errors import UserError, prefixed, shorten
+from nlp_transfer.utils.errors import UserError, converted, prefixed, shorten
 
 LIBRARY_ERRORS = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, ArithmeticError, RuntimeError,
@@ -28,12 +28,10 @@ def read_limited(path: Path, limit: int) -> bytes:
     Raises:
         UserError: the file is larger, or cannot be read; the caller adds the file's name to the message.
     """
-    try:
+    with converted("cannot be read"):
         if (size := path.stat().st_size) > limit:
             raise UserError(f"found {size:,} bytes; allowed: up to {limit:,}")
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot be read ({error})") from error
 
 
 def parse_limited(path: Path, limit: int, strict: bool = False) -> Any:

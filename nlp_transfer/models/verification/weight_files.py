@@ -17,7 +17,7 @@ from torch import nn
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.models.verification.model_files import find_weights
 from nlp_transfer.models.verification.pickles import check_pickle, refusal
-from nlp_transfer.utils.errors import UserError, first_line, shorten
+from nlp_transfer.utils.errors import UserError, converted, first_line, shorten
 
 MAX_HEADER = 16 * 2**20  # bytes; a model with 1,000 layers needs 1 to 2 MB
 MAX_TENSORS = 100_000
@@ -69,13 +69,8 @@ def stored_shapes(path: Path) -> Shapes:
     Raises:
         UserError: the header is too large, or does not match the file.
     """
-    try:
-        with path.open("rb") as file:
-            return _read_shapes(path, file, os.fstat(file.fileno()).st_size)
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: cannot be read as safetensors ({first_line(error)}); copy it again") from error
+    with converted(f"{path}: cannot be read as safetensors, so copy it again"), path.open("rb") as file:
+        return _read_shapes(path, file, os.fstat(file.fileno()).st_size)
 
 
 def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:

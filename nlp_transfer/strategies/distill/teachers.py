@@ -47,7 +47,7 @@ class Teacher:
         Raises:
             UserError: If the model does not exist, was not fine-tuned, or does not have the labels of the student.
         """
-        with prefixed(SETTING, instead="model: "):
+        with prefixed(SETTING):
             checkpoint = Checkpoint.open(find_model(source))
             _ = checkpoint.tokenizer  # loaded here, so that error messages mention the setting
             check_head(checkpoint)
