@@ -120,8 +120,5 @@ def _units(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
 
 def _numbered(values: np.ndarray) -> np.ndarray:
     """Return for each value the index of its first occurrence, int64 of shape (values,)."""
-    order = np.argsort(values, kind="stable")
-    begins = np.flatnonzero(np.append(True, values[order[1:]] != values[order[:-1]]))
-    numbers = np.empty(len(values), np.int64)
-    numbers[order] = np.repeat(order[begins], np.diff(begins, append=len(values)))
-    return numbers
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])

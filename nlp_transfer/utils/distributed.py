@@ -77,8 +77,7 @@ def compute_on_main(accelerator: Any, compute: Callable[[], T]) -> T:
     value, failure = broadcast_from_main((value, failure))
     if failure is not None:
         raise UserError(*failure)
-    result: Any = value
-    return result
+    return value  # type: ignore[return-value]
 
 
 @contextmanager

