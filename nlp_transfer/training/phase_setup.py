@@ -32,12 +32,11 @@ def prepared_phase(trainer: Trainer, phase: Phase) -> Iterator[WindowGradient]:
     wrapped, prepared = accelerator.prepare(model, optimizer)
     fast = trainer.resolved.kernels == "fast"
     trainer.phase_optimizer = PhaseOptimizer(model, prepared, accelerator, settings, trainer.strategy, phase, fast)
-    objective = trainer.objectives[phase.objective] if phase.objective else trainer.task
+    table = trainer.planner.table(phase)
+    objective = trainer.objectives[phase.objective] if phase.objective else trainer.task.objective(settings, table)
     train_mode(model)
-    yield WindowGradient(
-        wrapped, objective, trainer.planner.table(phase), trainer.plan, trainer.phase_optimizer,
-        trainer.callbacks.change_of_batches(trainer),
-    )  # fmt: skip
+    change = trainer.callbacks.change_of_batches(trainer)
+    yield WindowGradient(wrapped, objective, table, trainer.plan, trainer.phase_optimizer, change)
     trainer.phase_optimizer.sync()
     checkpointer.optimizer_state |= state_by_name(optimizer)
     release_model(accelerator, model, forward_before)

@@ -307,7 +307,7 @@ def test_tuples_and_sets_are_lists(cell: Any) -> None:
 def test_indicators_after_training_on_names_are_refused() -> None:
     task, _ = fit(frame([[0, 2], [1], [1, 2], [0]]), "multi_label")
     rows = read_rows(frame([[1, 0, 1], [0, 1, 0]]), "test", DataConfig(), [*task.inputs, *task.targets])
-    task.validate(rows, problems := Problems())
+    task.check(rows, problems := Problems())
     assert "train contains names of labels" in str(problems)
 
 

@@ -29,7 +29,7 @@ def fitted(name: str, cells: list[Any], **settings: Any) -> Any:
     problems = Problems()
     rows = from_columns({"text": TEXTS[: len(cells)], "label": cells}, "t")
     task = task_from({"name": name, **settings}).fit(rows, problems)
-    task.validate(rows, problems)
+    task.check(rows, problems)
     problems.raise_if_any()
     return task
 
