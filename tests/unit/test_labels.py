@@ -95,7 +95,7 @@ def test_spellings_of_one_value_are_one_label(tmp_path: Path) -> None:
     assert (tmp_path / "f.csv").read_text().splitlines()[1].endswith("1.0")
     for cells in (["1.0", "0.0"], [True, False], ["1", "0"], [Decimal("1.00"), Decimal("0")], ["true", "False"]):
         assert trained.encode_targets(cells).tolist() == [1, 0]
-    rows = read_rows(str(tmp_path / "f.csv"), "test", DataConfig(), trained.columns())
+    rows = read_rows(str(tmp_path / "f.csv"), "test", DataConfig(), [*trained.inputs, *trained.targets])
     trained.check(rows, problems := Problems())
     assert not problems
     assert trained.encode_targets(rows.columns["label"]).tolist() == [1, 0, 1]

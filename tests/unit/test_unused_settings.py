@@ -89,7 +89,15 @@ def test_help_lists_exactly_the_settings_that_a_command_takes(command: str) -> N
 def test_the_table_names_settings_that_exist() -> None:
     named = {name.removeprefix("!") for names in COMMAND_SETTINGS.values() for name in names} | set(IDENTITY) | set(FORMAT)
     assert named - {"*"} <= set(KNOWN)
-    others = {"precision", "attention", "hub_metrics", "process_timeout", "seed"}  # used without optimizer steps as well
+    others = {
+        "precision",
+        "attention",
+        "hub_metrics",
+        "process_timeout",
+        "seed",
+        "metrics",
+        "callbacks",
+    }  # used without optimizer steps as well
     assert NO_STEPS | others == set(TrainingConfig.model_fields)
     assert not NO_STEPS & others
 
