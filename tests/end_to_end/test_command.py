@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from nlp_transfer import load_predictor
 from tests import builders
-from tests.builders import columns, command, document, read_table, sentiment_rows, succeed, write
+from tests.builders import command, document, read_table, sentiment_rows, succeed, write
 
 pytestmark = pytest.mark.process
 
@@ -160,22 +160,3 @@ def test_python_takes_frames_datasets_and_folders(tiny: dict[str, Path], tmp_pat
     assert done.metrics.keys() == {"validation", "test"}
     assert (done.output_dir / "adapter/adapter_model.safetensors").is_file()
     assert {answer["prediction"] for answer in done.predictor()(["a good film", "an awful plot"])} <= {"negative", "positive"}
-
-
-def test_pairs_and_regression_and_multi_label(tiny: dict[str, Path], tmp_path: Path) -> None:
-    table = columns(48)
-    path = write(tmp_path / "pairs.csv", table)
-    for task, column, metric in (("regression", "score", "mse"), ("multi_label", "tags", "f1_macro")):
-        done = builders.run(
-            model=tiny["bert"],
-            data={"train": path, "test": path},
-            task={"name": task, "text": "text", "text_pair": "other", "label": column},
-            training={"max_steps": 3},
-            output_dir=tmp_path / task,
-        )
-        assert metric in done.metrics["test"]
-        output = tmp_path / f"{task}.csv"
-        succeed("predict", done.output_dir, "--input", path, "--output", output)
-        assert [row["text"] for row in read_table(output)] == table["text"]
-        kind = {"regression": float, "multi_label": list}[task]
-        assert all(isinstance(row["prediction"], kind) for row in done.predictor()([("a good film", "an awful plot")]))

@@ -230,14 +230,6 @@ def test_an_object_without_fields_is_refused_with_a_way_out(cell: Any, tmp_path:
         write(tmp_path / "o.parquet", {"z": [cell]})
 
 
-def test_json_lines_hold_null_where_json_has_no_number(tmp_path: Path) -> None:
-    nan, infinite = float("nan"), float("inf")
-    with Writer(tmp_path / "o.jsonl", ".jsonl") as writer:
-        writer.write({"z": [nan, [nan, 1.5], {"a": infinite}, "NaN"]})
-    lines = (tmp_path / "o.jsonl").read_text().splitlines()
-    assert [json.loads(line, parse_constant=pytest.fail)["z"] for line in lines] == [None, [None, 1.5], {"a": None}, "NaN"]
-
-
 def test_rows_and_columns_are_known_before_predicting(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x"] * 3000}), tmp_path / "t.parquet")
     assert scan_table(tmp_path / "t.parquet", DataConfig()) == (3000, ["text"])

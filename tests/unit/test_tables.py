@@ -221,11 +221,6 @@ def test_writer_puts_cells_under_their_column_whatever_the_order(tmp_path: Path)
     assert read(path) == {"text": ["a", ""], "tags": ['["x", "é"]', '{"k": 1}'], "prediction": ["p", "q"]}
 
 
-def test_writer_has_no_nan_in_json(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", {"n": [1.5, float("nan")]})
-    assert path.read_text() == '{"n": 1.5}\n{"n": null}\n'
-
-
 @pytest.mark.parametrize(("name", "content"), [("a.csv", "a\n1\n2\n\n\n"), ("a.jsonl", '{"a": "1"}\n{"a": "2"}\n\n \n')])
 def test_blank_lines_at_the_end_are_no_rows(name: str, content: str, tmp_path: Path) -> None:
     assert read(write(tmp_path / name, content)) == {"a": ["1", "2"]}
