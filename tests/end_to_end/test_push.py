@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +42,9 @@ def test_only_the_first_process_pushes(
 ) -> None:
     module, calls = sys.modules[fine_tune.__module__], []
     monkeypatch.setattr(module, "check_push", lambda name: calls.append("check"))
-    monkeypatch.setattr(module, "_run", lambda *_: calls.append("train") or SimpleNamespace(output_dir=tmp_path))
+    for stage in ("read", "encode", "build", "save", "score", "report"):
+        monkeypatch.setattr(module, stage, lambda run, *_: run)
+    monkeypatch.setattr(module, "train", lambda run: calls.append("train") or run)
     monkeypatch.setattr(module, "push_run", lambda folder, name: calls.append("push"))
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -155,7 +155,7 @@ def test_the_trial_changes_nothing(strategy: str, tiny: dict[str, Path], tmp_pat
     plan = document(strategy, "single", tiny["bert"], source, tmp_path / "run", tmp_path / "shared")
     fine_tune(plan)
     for name in ("check_saving", "check_saving_further"):
-        monkeypatch.setattr(sys.modules["nlp_transfer.fine_tune"], name, lambda *_: None)
+        monkeypatch.setattr(sys.modules["nlp_transfer.run.stages"], name, lambda *_: None)
     fine_tune(plan | {"output_dir": str(tmp_path / "without")})
     names = ["model/model.safetensors", "log.jsonl"]
     one, two = (read(tmp_path / run / names[1]) for run in ("run", "without"))

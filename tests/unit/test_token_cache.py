@@ -7,7 +7,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from nlp_transfer.data import token_cache
 from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.splits import Splits
 from nlp_transfer.data.token_cache import META, cache_folder, cached_table, tokenizer_fingerprint
 from nlp_transfer.data.tokens import Features, Ragged, TokenTable, encode_rows, tokenize
-from nlp_transfer.run.run import Run
-from nlp_transfer.run.stages import encode
-from nlp_transfer.settings.schema import DataConfig, RunConfig
-from nlp_transfer.strategies import Strategy
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, encode_table, task_from
 from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.errors import Problems
@@ -434,15 +429,11 @@ def test_values_that_differ_late_are_written_whole() -> None:
         assert list(table.ragged["input_ids"]) == ids
 
 
-def test_the_setting_reaches_the_run(tokenizer: PreTrainedTokenizerBase, root: Path) -> None:
-    rows = rows_of(60)
-    splits = Splits({"train": rows, "test": rows_of(61)})
-    checkpoint: Any = SimpleNamespace(tokenizer=tokenizer, max_length=64, source=SimpleNamespace(name="tiny"))
-    checkpoint.config = SimpleNamespace(is_encoder_decoder=False)
-    for policy, count in (("auto", 0), ("disk", 2)):
-        config = RunConfig(model="tiny", data=DataConfig(train="a.csv", token_cache=policy), output_dir="out")
-        encode(Run(config, task_of(rows), Strategy(), checkpoint=checkpoint, splits=splits))
-        assert len(entries(root)) == count
+def test_the_setting_reaches_a_run(train: Any, sentiment: dict[str, Path], root: Path, tmp_path: Path) -> None:
+    train(output_dir=tmp_path / "auto")
+    assert entries(root) == [], "few rows are not cached by default"
+    train(data=sentiment | {"token_cache": "disk"})
+    assert len(entries(root)) == 2, "train and test"
 
 
 def test_the_code_of_the_package_is_part_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
