@@ -84,7 +84,8 @@ def write(path: Path, content: Any, header: Sequence[str] = ("text", "label")) -
         if isinstance(content, Mapping):
             header, content = list(content), list(zip(*content.values(), strict=True))
         elif content and isinstance(content[0], Mapping):
-            header, content = list(content[0]), [tuple(row.values()) for row in content]
+            header = list(dict.fromkeys(name for row in content for name in row))
+            content = content if path.suffix == ".jsonl" else [[row.get(name) for name in header] for row in content]
         _write_table(path, list(header), content)
     else:
         path.write_text("".join(f"{line}\n" for line in content), encoding="utf-8", newline="")
@@ -95,8 +96,8 @@ def _write_table(path: Path, header: list[str], content: Sequence[Sequence[Any]]
     if path.suffix == ".parquet":
         pq.write_table(pa.table(dict(zip(header, zip(*content, strict=True), strict=True))), path)
     elif path.suffix == ".jsonl":
-        lines = [json.dumps(dict(zip(header, row, strict=True))) for row in content]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        objects = [row if isinstance(row, Mapping) else dict(zip(header, row, strict=True)) for row in content]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in objects), encoding="utf-8")
     else:
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *content])

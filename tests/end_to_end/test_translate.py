@@ -17,7 +17,7 @@ from transformers import EncoderDecoderModel
 
 from nlp_transfer import load_predictor, load_translator
 from tests import builders
-from tests.builders import read_lines, read_table, refused, succeed, write
+from tests.builders import exit_status, read_lines, read_table, refused, succeed, write
 from tests.helpers.hub import environment, serve
 from tests.helpers.models import WORDS
 from tests.helpers.seq2seq_models import PAIRS
@@ -296,9 +296,9 @@ def test_python_translates_the_texts_among_other_things(run: Path, echo: list[st
     assert translate(["a", None, "", 5, "b \ud83d", "c"], on_bad_rows="skip") == ["a", None, "", None, None, "c"]
 
 
-def test_texts_of_the_command_line(run: Path, echo: list[str]) -> None:
-    lines = succeed("translate", run, "a dog", "", "a cat").splitlines()
-    rows = [json.loads(line) for line in lines if line.startswith("{")]
+def test_texts_of_the_command_line(run: Path, echo: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("translate", run, "a dog", "", "a cat") == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert rows == [{"source": text, "translation": text} for text in ("a dog", "", "a cat")]
 
 
