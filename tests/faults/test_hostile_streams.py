@@ -10,13 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nlp_transfer import fine_tune
 from nlp_transfer.data.sources import table_reader
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.inference.writers import Writer
-from tests.builders import exit_status
+from tests.builders import edit, exit_status
 from tests.helpers.mistakes.case import listing
 from tests.helpers.seq2seq_models import PAIRS
 
@@ -26,30 +24,13 @@ CHUNK_ROWS = 4  # so that few rows are several chunks
 ROWS = [pair[0] for pair in PAIRS[:12]]
 
 
-@pytest.fixture(scope="module")
-def models(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier and a translation model with random weights."""
-    folder = tmp_path_factory.mktemp("models")
-    AutoModelForSequenceClassification.from_pretrained(tiny["bert"], num_labels=2).save_pretrained(folder / "predict")
-    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(folder / "predict")
-    for side in (0, 1):
-        (folder / f"train.{side}").write_text("".join(f"{pair[side]}\n" for pair in PAIRS[:16]))
-    run = fine_tune(
-        model=str(tiny["bert"]),
-        data={"train": {"source": str(folder / "train.0"), "target": str(folder / "train.1")}, "validation_share": 0.25},
-        task={"name": "translation", "source": "text", "target_vocabulary": 300},
-        training={"max_steps": 1, "precision": "fp32"},
-        output_dir=folder / "run",
-    )
-    (run.output_dir / "model").rename(folder / "translate")
-    return folder
-
-
 @pytest.fixture
-def place(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with both models, in which files are read in chunks of a few rows."""
-    for name in ("predict", "translate"):
-        shutil.copytree(models / name, tmp_path / name)
+def place(valid_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a model for each command, in which files are read in chunks of a few rows."""
+    for name, command in (("classifier", "predict"), ("translator", "translate")):
+        shutil.copytree(valid_folder / name, tmp_path / command)
+    record = tmp_path / "translate/nlp_transfer.json"
+    edit(record, settings=json.loads(record.read_text())["settings"] | {"source": "text"})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nlp_transfer.inference.predictor.CHUNK_ROWS", CHUNK_ROWS)
     monkeypatch.setattr("nlp_transfer.inference.translator.CHUNK_ROWS", CHUNK_ROWS)
