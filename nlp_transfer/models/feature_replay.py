@@ -24,9 +24,7 @@ from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.utils.errors import UserError, shorten
 
 TOLERANCE = 1e-4
-
-
-_hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
+_HOOKS: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()  # of models with replay
 
 
 def enable_replay(model: PreTrainedModel, point: CachePoint) -> None:
@@ -53,7 +51,7 @@ def enable_replay(model: PreTrainedModel, point: CachePoint) -> None:
             replay.enter_context(start_here)
         return arguments, named
 
-    _hooks[model] = [
+    _HOOKS[model] = [
         model.register_forward_pre_hook(start, with_kwargs=True),
         model.register_forward_hook(lambda *_: replay.close(), always_call=True),
     ]
@@ -61,7 +59,7 @@ def enable_replay(model: PreTrainedModel, point: CachePoint) -> None:
 
 def disable_replay(model: PreTrainedModel) -> PreTrainedModel:
     """Undo `enable_replay` and return the model."""
-    for hook in _hooks.pop(model, []):
+    for hook in _HOOKS.pop(model, []):
         hook.remove()
     return model
 

@@ -12,8 +12,9 @@ from nlp_transfer.models import cached_features
 from nlp_transfer.models.cached_features import CachePoint, cache_tables
 from nlp_transfer.models.feature_replay import check_replay, disable_replay, enable_replay
 from nlp_transfer.models.layers import find_layers
-from tests.builders import columns, prepared, run, write
+from tests.builders import columns, prepared, refused, run, write
 from tests.contract.test_strategies import TASKS
+from tests.helpers.families import save_family
 from tests.helpers.models import FAMILIES
 
 pytestmark = pytest.mark.model
@@ -67,6 +68,15 @@ def test_cached_layer_states_give_the_live_logits(family: str, tiny: dict[str, P
             parameter.add_(torch.randn_like(parameter))
     assert torch.allclose(logits(model, cached, rows), live, atol=1e-5)
     assert not torch.allclose(logits(model, table, rows), live, atol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "reason"), [("fnet", "differ by"), ("longformer", "IndexError")])
+def test_families_that_cannot_be_split_are_refused(family: str, reason: str, tmp_path: Path) -> None:
+    strategy = {"name": "partial", "frozen_layers": 1}
+    model, _, table, *_ = prepared(save_family(family, tmp_path), TASKS["single"], strategy)
+    enable_replay(model, CachePoint(1))
+    with refused("strategy.cache", family, reason):
+        check_replay(model, table, CachePoint(1), CPU)
 
 
 @pytest.mark.parametrize(
