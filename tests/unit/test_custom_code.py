@@ -399,8 +399,10 @@ def test_a_saved_configuration_that_is_no_model_is_refused(tmp_path: Path, train
 def test_the_example_of_the_documentation_runs(
     sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Any
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-    example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class DeepHead" in block)
+    text = (Path(__file__).parents[2] / "docs" / "extensions.md").read_text(encoding="utf-8")
+    example = "\n".join(
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "my_package/learning.py" in block
+    )
     commands = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "my_tasks:DeepHead" in block)
     (tmp_path / "my_tasks.py").write_text(example)
     written = plan(output_dir=tmp_path / "runs" / "reviews")
