@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -99,6 +99,10 @@ def load_function(setting: str, name: str) -> Any:
     if not callable(loaded):
         fault = f"has no {path}" if loaded is None else f"has a {path} that cannot be called"
         raise UserError(f"{setting}: found {name}; {module.__name__} {fault}; allowed: a function, as {FUNCTION_FORM}")
+    # Settings may come from others: functions such as `os.system` are not for them to call, under whatever name.
+    defined = getattr(loaded, "__module__", None) if isinstance(loaded, (FunctionType, BuiltinFunctionType, type)) else None
+    if {place.partition(".")[0] for place in (module.__name__, str(defined))} & sys.stdlib_module_names:
+        raise UserError(f"{setting}: found {name}, which is part of Python; allowed: your own function, as {FUNCTION_FORM}")
     return loaded
 
 

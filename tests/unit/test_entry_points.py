@@ -210,6 +210,9 @@ PLAN: dict[str, Any] = {"model": "m", "data": {"train": "t.csv"}, "task": "text_
         ("my_package.scoring:gone", ["my_package.scoring has no gone"]),
         ("my_package.gone:cost", ["no module my_package.gone"]),
         ("my_package.learning:torch", ["cannot be called"]),
+        ("os:system", ["part of Python"]),
+        ("subprocess:run", ["part of Python"]),
+        ("nlp_transfer.utils.environment:os.system", ["part of Python"]),
     ],
 )
 def test_unknown_metric_is_refused(site: Path, name: str, parts: list[str]) -> None:
