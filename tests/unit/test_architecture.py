@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import nlp_transfer
+from nlp_transfer.settings.named_settings import NamedSettings
+from nlp_transfer.tasks import Task
+from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 
 ROOT = Path(nlp_transfer.__file__).parent
 PACKAGE = "nlp_transfer"
@@ -210,3 +213,45 @@ def test_kernels_have_one_entry_point() -> None:
     users = {name: found for name, found in users.items() if found and not name.startswith("kernels")}
     assert len(users) > 3
     assert set().union(*users.values()) == {"kernels"}
+
+
+def members(protocol: type, base: type) -> set[str]:
+    """The public members of a protocol, without its settings and those of the base class of settings."""
+    fields = set(getattr(protocol, "model_fields", ()))
+    return {name for name in {*dir(protocol), *protocol.__annotations__} - set(dir(base)) - fields if name[0] != "_"}
+
+
+def test_the_task_protocol_is_small() -> None:
+    found = members(Task, NamedSettings)
+    assert len(found) <= 15, sorted(found)
+    assert {"traits", "fit", "encode", "predict", "scorer"} <= found
+
+
+def recognized(source: str, known: set[str]) -> set[str]:
+    """What a source asks a task for besides its protocol: attributes of names that end in `task`, also in hasattr and getattr."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and is_task(node.value):
+            found |= {node.attr} - known
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr") and is_task(node.args[0]):
+            found |= {str(argument.value) for argument in node.args[1:2] if isinstance(argument, ast.Constant)}
+    return found
+
+
+def is_task(node: ast.expr) -> bool:
+    return (isinstance(node, ast.Name) and node.id == "task") or (isinstance(node, ast.Attribute) and node.attr == "task")
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("tasks")])
+def test_no_module_recognizes_a_task(name: str) -> None:
+    known = {*members(Task, NamedSettings), "max_length", "_changed", "_unused", *dir(NamedSettings), *dir(dict)}
+    if name.startswith("inference."):
+        known |= members(TextGenerationTask, NamedSettings)
+    assert recognized(MODULES[name].read_text(encoding="utf-8"), known) == set()
+
+
+@pytest.mark.parametrize(
+    "source", ["task.threshold", "job.task.labels", "hasattr(task, 'head')", "getattr(run.task, 'labels', None)"]
+)
+def test_recognition_of_a_task_is_found(source: str) -> None:
+    assert recognized(source, {"fit"})
