@@ -225,12 +225,9 @@ Encode = Callable[[dict[str, list[Any]]], Features]
 def encoded_blocks(rows: Rows, encode: Encode, size: int = 1000) -> Iterator[tuple[dict[str, Ragged], Features]]:
     """Encode all rows in blocks of `size` rows; yield the ragged columns and the features of each block."""
     for columns in rows.batches(size):
-        features = encode(columns)
-        # Converted for each block, since lists of ints are large.
-        ragged = {
-            name: values if isinstance(values, Ragged) else Ragged.from_lists(values) for name, values in features.ragged.items()
-        }
-        yield ragged, features
+        features = encode(columns)  # lists of ints are converted for each block, since they are large
+        lists = features.ragged.items()
+        yield {name: ids if isinstance(ids, Ragged) else Ragged.from_lists(ids) for name, ids in lists}, features
 
 
 def encode_rows(rows: Rows, encode: Encode, size: int = 1000) -> TokenTable:
