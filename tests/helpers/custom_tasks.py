@@ -1,16 +1,22 @@
 """Tasks and a strategy of a user's own, in one file: what tests name with --code, and import."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
+from nlp_transfer.evaluation.metrics.regression_metrics import REGRESSION_KEYS
+from nlp_transfer.evaluation.metrics.regression_scorer import RegressionScorer
 from nlp_transfer.strategies import StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.full import Full
+from nlp_transfer.tasks import Description, TaskTraits
+from nlp_transfer.tasks.common.objectives import BinaryCrossEntropy
+from nlp_transfer.tasks.common.text_task import TextTask
 from nlp_transfer.tasks.regression import Regression
 from nlp_transfer.tasks.text_classification import TextClassification
 
@@ -34,6 +40,56 @@ class Metric(TextClassification):
     @property
     def scorer(self) -> LabelScorer:
         return ErrorScorer(**vars(super().scorer))
+
+
+@dataclass(frozen=True)
+class StarScorer(RegressionScorer):
+    """Scores numbers of stars, each given as whether it is reached."""
+
+    def typed(self, values: Any) -> list[int]:
+        return [1 + int(row.sum()) for row in values]
+
+    def compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        numbers = (np.array(self.typed(column)) for column in (predictions["prediction"], references["labels"]))
+        return super().compute(*({name: values} for name, values in zip(("prediction", "labels"), numbers, strict=True)))
+
+    def sums(self, metric: str, predictions: Any, references: Any) -> None:
+        return None
+
+
+class Stars(TextTask):
+    """One to five stars: a task of another kind than those of the package, in one class."""
+
+    traits = TaskTraits(prediction="stars", metrics=REGRESSION_KEYS, best_metric="mae")
+
+    def check_targets(self, rows: Any, problems: Any) -> None:
+        for row, cell in enumerate(rows.columns[self.label]):
+            if str(cell) not in set("12345"):
+                problems.add_row(row, rows.bad(row, self.label, f"found {cell!r}; allowed: 1 to 5", "without stars"))
+
+    def encode_targets(self, cells: Any) -> Any:
+        return (np.array([[int(cell)] for cell in cells]) > np.arange(1, 5)).astype(np.float32)
+
+    def describe(self, train: Any) -> Description:
+        return Description(self.encode_targets(train.columns[self.label]).sum(1).astype(np.int64), ["stars"])
+
+    def head_fields(self) -> dict[str, Any]:
+        return {"num_labels": 4, "problem_type": "multi_label_classification"}
+
+    def objective(self, training: Any = None, train: Any = None) -> BinaryCrossEntropy:
+        return BinaryCrossEntropy()
+
+    def predictions(self, outputs: Any) -> Any:
+        return {"prediction": (outputs.logits > 0).cpu().numpy()}
+
+    def columns(
+        self, predictions: Any, references: Any = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
+        return self.scorer.reference_column(references) | {"prediction": self.scorer.typed(predictions["prediction"])}
+
+    @property
+    def scorer(self) -> StarScorer:
+        return StarScorer(self.traits.best_metric)
 
 
 class DeepHead(TextClassification):
