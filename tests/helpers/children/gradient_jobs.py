@@ -26,8 +26,8 @@ from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.run.folder import check_same_on_all
 from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.tasks import encode_table
+from nlp_transfer.tasks.common.objectives import TokenCrossEntropy
 from nlp_transfer.tasks.text_classification import TextClassification
-from nlp_transfer.tasks.translation import Translation
 from nlp_transfer.training import Trainer, automatic_settings
 from nlp_transfer.training import validation_scores as validation
 from nlp_transfer.training.checkpointer import Checkpointer
@@ -153,19 +153,19 @@ def taught(checkpoint: Path, source: dict[str, str]) -> dict[str, Any]:
 @contextmanager
 def mean_of_means(micro_batches: int) -> Iterator[None]:
     """Compute the wrong gradient: each micro-batch is averaged over its own target tokens, then the averages."""
-    loss, counts = Translation.loss, Translation.counts
+    loss, count = TokenCrossEntropy.loss, TokenCrossEntropy.count
 
-    def own_mean(self: Any, outputs: Any, batch: Any, *options: Any) -> dict[str, torch.Tensor]:
-        return {name: value / counts(self, batch)[name] for name, value in loss(self, outputs, batch, *options).items()}
+    def own_mean(self: Any, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
+        return {name: value / count(self, batch)[name] for name, value in loss(self, outputs, batch).items()}
 
-    def means(self: Any, batch: Any, *_: Any) -> dict[str, float]:
-        return counts(self, batch) | {"cross_entropy": float(micro_batches)}
+    def means(self: Any, batch: Any) -> dict[str, float]:
+        return count(self, batch) | {"cross_entropy": float(micro_batches)}
 
-    Translation.loss, Translation.counts = own_mean, means  # type: ignore[method-assign]
+    TokenCrossEntropy.loss, TokenCrossEntropy.count = own_mean, means  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Translation.loss, Translation.counts = loss, counts  # type: ignore[method-assign]
+        TokenCrossEntropy.loss, TokenCrossEntropy.count = loss, count  # type: ignore[method-assign]
 
 
 PHASES: dict[str, Any] = {"phases": HeadThenAll(), "gradual": {"name": "gradual_unfreezing"}}
