@@ -60,7 +60,6 @@ class Scorer(ABC):
         best_metric: The metric by which finished models are compared, unless `training.best_metric` names another one.
         labels: Names of the labels, in the order of the model's outputs. Empty for tasks without labels.
         reference: Column of the references.
-        prediction_type: Arrow type of `prediction` in files.
     """
 
     best_metric: str
@@ -69,6 +68,7 @@ class Scorer(ABC):
 
     @property
     def prediction_type(self) -> str:
+        """Arrow type of `prediction` in files."""
         return "string"
 
     @abstractmethod

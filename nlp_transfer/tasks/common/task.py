@@ -99,11 +99,13 @@ class Task(NamedSettings, ABC):
             UserError: If a setting is incompatible with the checkpoint.
         """
         limit = checkpoint.max_length
-        least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(self.inputs) > 1) + 1
-        if train is not None and self.max_length is not None and not least <= self.max_length <= limit:
-            raise UserError(
-                f"task.max_length: found {self.max_length}; allowed: {least} to {limit}, the limits of {checkpoint.source.name}"
-            )
+        if train is not None and self.max_length is not None:
+            least = checkpoint.tokenizer.num_special_tokens_to_add(pair=len(self.inputs) > 1) + 1
+            if not least <= self.max_length <= limit:
+                raise UserError(
+                    f"task.max_length: found {self.max_length}; allowed: {least} to {limit}, the limits of "
+                    f"{checkpoint.source.name}"
+                )
         return self.model_copy(update={"max_length": self.max_length or min(512, limit)})
 
     @abstractmethod
