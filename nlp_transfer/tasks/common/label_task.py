@@ -22,6 +22,9 @@ from nlp_transfer.utils.errors import Problems
 class LabelTask(TextTask):
     """A task that predicts labels with probabilities."""
 
+    loss_type: ClassVar[type[CrossEntropy] | type[BinaryCrossEntropy]]
+    """Class of the objective."""
+
     labels: LabelList | None = None
     """The labels, in the order of the model's outputs. null: the labels of the training data, sorted by value if all are numbers,
     otherwise alphabetically."""
@@ -35,12 +38,12 @@ class LabelTask(TextTask):
 
     def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
         task = super().fit(train, problems, training)
-        if train is None or not len(train):
-            check_type(self.labels, self.label_type, problems)
         if train is not None and len(train):
             task = task.learn_labels(train, problems)
-        elif train is not None:
-            task = task.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
+        else:
+            check_type(self.labels, self.label_type, problems)
+            if train is not None:
+                task = task.model_copy(update={"label_type": named_type(self.labels, self.label_type, problems)})
         if training is not None:
             check_weight_names(training, task.labels, task.label_type, problems)
         return task
@@ -48,9 +51,6 @@ class LabelTask(TextTask):
     @abstractmethod
     def learn_labels(self, train: Rows, problems: Problems) -> Self:
         """Return a copy with the labels of the training rows and their type."""
-
-    loss_type: ClassVar[type[CrossEntropy] | type[BinaryCrossEntropy]]
-    """Class of the objective."""
 
     def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> Objective:
         """Return the loss. `balanced` class weights take oversampling into account, to avoid balancing twice."""
