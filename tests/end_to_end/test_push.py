@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_only_the_first_process_pushes(
     module, calls = sys.modules[fine_tune.__module__], []
     monkeypatch.setattr(module, "check_push", lambda name: calls.append("check"))
     for stage in ("read", "encode", "build", "save", "score", "report"):
-        monkeypatch.setattr(module, stage, lambda run, *_: run)
+        monkeypatch.setattr(module, stage, lambda run, *_: replace(run, predictions={}))
     monkeypatch.setattr(module, "train", lambda run: calls.append("train") or run)
     monkeypatch.setattr(module, "push_run", lambda folder, name: calls.append("push"))
     monkeypatch.setenv("RANK", rank)
