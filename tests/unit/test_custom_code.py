@@ -56,11 +56,11 @@ def test_a_task_in_every_form_is_recorded_by_name(given: Any, sentiment: dict[st
     assert type(resolve(tmp_path / "run" / "config.yaml").task) is custom_tasks.Metric
 
 
-def test_a_task_of_another_kind_is_one_class(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+def test_a_task_of_another_kind_is_one_class(train: Any, tmp_path: Path) -> None:
     rows = pd.DataFrame({"text": [f"{text} {i}" for i in range(10) for text in TEXTS], "stars": [1 + i % 5 for i in range(20)]})
     task = {"name": custom_tasks.Stars, "label": "stars"}
     data = {"train": rows, "test": rows, "validation_share": 0.2}
-    run = fine_tune(**settings(tiny, sentiment, tmp_path / "run", task=task, data=data))
+    run = train(task=task, data=data)
     assert {"mae", "rmse", "loss"} <= set(run.metrics["validation"])
     scored = pq.read_table(tmp_path / "run" / "predictions" / "test.parquet").to_pydict()
     assert scored["reference"] == rows["stars"].tolist()
@@ -69,8 +69,8 @@ def test_a_task_of_another_kind_is_one_class(tiny: dict[str, Path], sentiment: d
     assert [row["prediction"] for row in run.predictor()(rows["text"].tolist())] == scored["prediction"]
     assert "predict(" in (tmp_path / "run" / "model" / "README.md").read_text()
     bad = rows.assign(stars=["9", *map(str, rows["stars"][1:])])
-    with pytest.raises(UserError, match="'9'"):
-        fine_tune(**settings(tiny, sentiment, tmp_path / "bad", task=task, data=data | {"train": bad}))
+    with refused("'9'"):
+        train(task=task, data=data | {"train": bad}, output_dir=tmp_path / "bad")
 
 
 @pytest.mark.parametrize("task", ["DeepHead", "OwnModule", "SameShapes", "Hooked"])

@@ -29,7 +29,7 @@ from nlp_transfer.strategies.full import Full
 from nlp_transfer.strategies.multitask.multitask_model import MultitaskModel, plain_name
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems
-from tests.models import tiny_classifier
+from tests.helpers.models import tiny_classifier
 
 TASK: dict[str, Any] = {"name": "text_classification", "labels": ["a", "b"]}
 HEADS = HeadConfig(pooling="mean"), HeadConfig(pooling="max")
