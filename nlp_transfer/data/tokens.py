@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -83,12 +84,16 @@ class Ragged:
         return np.where(inside, starts[:, None] + columns, 0), inside
 
 
+WINDOWS = "windows"  # name of a ragged column
+
+
 @dataclass(frozen=True)
 class TokenTable:
     """The encoded rows of a split.
 
     Attributes:
-        ragged: Token columns, including `input_ids`.
+        ragged: Token columns, including `input_ids`. With a column `windows`, the tokens of a row form several model inputs:
+            it holds their lengths, and the other columns hold the windows of a row one after the other.
         dense: Numeric columns with `rows` as their first dimension: `labels` (int64, or float32 per label), and `target_...`
             for the loss.
         fill: The padding value of each ragged column.
@@ -129,15 +134,40 @@ class TokenTable:
         """Number of occurrences of each row in an epoch; None: once. Subclasses override this."""
         return None
 
+    @cached_property
+    def _by_window(self) -> dict[str, Ragged]:
+        """The ragged columns with a row for each window."""
+        if WINDOWS not in self.ragged:
+            return self.ragged
+        lengths = self.ragged[WINDOWS].values
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        return {name: Ragged(column.values, offsets) for name, column in self.ragged.items() if name != WINDOWS}
+
+    def _padded(self, indices: np.ndarray, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+        """Return ragged columns of the rows at `indices`, padded, and the windows of these rows (int64)."""
+        columns, windows = self._by_window, indices
+        batch: dict[str, torch.Tensor] = {}
+        if WINDOWS in self.ragged:
+            column = self.ragged[WINDOWS]
+            counts = column.lengths[indices]
+            rows = np.repeat(np.arange(len(indices)), counts)
+            windows = np.arange(len(rows)) + (column.offsets[indices] - (np.cumsum(counts) - counts))[rows]
+            batch["target_row"] = torch.from_numpy(rows)
+        padded = {name: columns[name].padded(windows, self.fill[name]) for name in names if name in columns}
+        return batch | {name: torch.from_numpy(values) for name, values in padded.items()}, windows
+
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return the rows at `indices`, padded to the longest one, and their `attention_mask`."""
-        batch = {name: torch.from_numpy(column.padded(indices, self.fill[name])) for name, column in self.ragged.items()}
-        offsets = self.ragged["input_ids"].offsets
-        lengths = torch.from_numpy(offsets[indices + 1] - offsets[indices])
+        """Return the rows at `indices`, padded to the longest one, and their `attention_mask`.
+
+        If rows have windows, the batch has a row for each window, and `target_row` is the position of its row in `indices`.
+        """
+        batch, windows = self._padded(indices, self.ragged)
+        offsets = self._by_window["input_ids"].offsets
+        lengths = torch.from_numpy(offsets[windows + 1] - offsets[windows])
         batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
         for name, values in self.cached.items():
             if isinstance(values, Ragged):
-                batch[name] = torch.from_numpy(values.padded(indices, 0))
+                batch[name] = torch.from_numpy(Ragged(values.values, offsets).padded(windows, 0))
             else:  # one vector per row: the head gets a sequence of one token
                 batch = {key: value[:, :1] for key, value in batch.items()} | {name: torch.from_numpy(values[indices])}
         return batch | {name: torch.from_numpy(column[indices]) for name, column in self.dense.items()}
@@ -170,8 +200,7 @@ class TokenTable:
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """Return only the columns that are needed to count loss terms before the forward pass: targets and dense columns."""
         targets = {name: torch.from_numpy(column[indices]) for name, column in self.dense.items()}
-        ragged = {name: column for name, column in self.ragged.items() if is_target(name)}
-        return targets | {name: torch.from_numpy(column.padded(indices, self.fill[name])) for name, column in ragged.items()}
+        return targets | self._padded(indices, filter(is_target, self.ragged))[0]
 
 
 def is_target(name: str) -> bool:

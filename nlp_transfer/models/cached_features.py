@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.tokens import Ragged, TokenTable, is_target
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.backbone import Backbone
@@ -162,7 +162,7 @@ def _features(
 ) -> np.ndarray:
     """Return float32 features: of shape (rows, width) or (rows, layers + 1, width), or (tokens of all rows, width)."""
     batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
-    inputs = {name: batch[name] for name in (*table.ragged, "attention_mask")}
+    inputs = {name: batch[name] for name in (*table.ragged, "attention_mask") if name in batch and not is_target(name)}
     with torch.inference_mode(), autocast(device, precision):
         if point.depth is not None:
             states = backbone.encode_to(point.depth, **inputs)

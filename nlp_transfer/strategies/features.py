@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from nlp_transfer.models.cached_features import CachePoint
 from nlp_transfer.models.feature_replay import disable_replay
 from nlp_transfer.models.heads import HeadConfig
-from nlp_transfer.models.layers import find_layers, has_decoder
+from nlp_transfer.models.layers import find_layers
 from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Positive
@@ -43,6 +43,7 @@ class Features(Strategy):
     @property
     def traits(self) -> StrategyTraits:
         return StrategyTraits(
+            needs_task="vector",
             owns_parameters=True,
             owns_phases=self.classifier == "logistic_regression",
             takes_steps=self.classifier == "trained",
@@ -58,13 +59,8 @@ class Features(Strategy):
         """Freeze the encoder, but not its pooler.
 
         Raises:
-            UserError: If the model generates text, or the head has hidden layers and `classifier` is `logistic_regression`.
+            UserError: If the head has hidden layers and `classifier` is `logistic_regression`.
         """
-        if has_decoder(model):
-            raise UserError(
-                "strategy.name: found features, which gives one vector per row, but a decoder reads all tokens; allowed for "
-                "translation: {name: partial, frozen_layers: all}"
-            )
         if self.classifier == "logistic_regression":
             last_linear(model, "strategy.classifier: found logistic_regression")
         layers = find_layers(model)

@@ -26,6 +26,7 @@ class Prototypes(Strategy):
     """
 
     traits = StrategyTraits(
+        needs_task="classes",
         owns_parameters=True,
         owns_phases=True,
         takes_steps=False,

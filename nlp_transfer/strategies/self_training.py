@@ -17,7 +17,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.data.oversampling import rarest_labels
-from nlp_transfer.models.layers import has_decoder
 from nlp_transfer.settings.schema import Count, Positive, Share
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
@@ -28,7 +27,7 @@ from nlp_transfer.utils.errors import UserError
 class SelfTraining(Strategy):
     """Train on labeled rows and on pseudo-labels: predictions for `data.unlabelled` with the best weights so far."""
 
-    traits = StrategyTraits(owns_phases=True, uses_unlabelled=True)
+    traits = StrategyTraits(owns_phases=True, needs_task="classes", uses_unlabelled=True)
 
     rounds: Count = 2
     """Number of rounds with pseudo-labels, after an initial phase with labeled rows only."""
@@ -48,20 +47,6 @@ class SelfTraining(Strategy):
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Give the head a higher learning rate, unless another strategy of the list determines it."""
         return scale_mixed_head(model, groups)
-
-    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Check that the task predicts probabilities.
-
-        Raises:
-            UserError: If it is a translation or a regression.
-        """
-        if has_decoder(model) or model.config.problem_type == "regression":
-            kind = "translation" if has_decoder(model) else "regression"
-            raise UserError(
-                f"strategy.name: found self_training; predictions of a {kind} have no probability to select them by; "
-                "allowed: text_classification and multi_label"
-            )
-        return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
         """Check that there are unlabeled rows, and copy the initial weights for restarts."""

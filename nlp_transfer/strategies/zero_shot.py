@@ -62,6 +62,7 @@ class ZeroShot(Strategy):
     @property
     def traits(self) -> StrategyTraits:
         return StrategyTraits(
+            needs_task="classes",
             owns_parameters=True,
             owns_phases=True,
             takes_steps=False,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.data.windows import inference_batches
-from nlp_transfer.models.layers import has_decoder, new_parameters
+from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.models.preparation import freeze
 from nlp_transfer.utils.errors import UserError
 
@@ -43,11 +43,8 @@ def freeze_for_computed_head(model: PreTrainedModel, setting: str) -> None:
     """Freeze all parameters, and check that the last layer is the only one without trained weights.
 
     Raises:
-        UserError: If another layer is untrained, or the task does not predict labels.
+        UserError: If another layer is untrained.
     """
-    if has_decoder(model) or model.config.problem_type == "regression":
-        kind = "texts" if has_decoder(model) else "numbers"
-        raise UserError(f"{setting} with a task that predicts {kind}; allowed: a task with labels")
     last_linear(model, setting)
     freeze(model, {name for name, _ in model.named_parameters()})
 

@@ -6,12 +6,14 @@ from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies.common.combined import parts_of
 from nlp_transfer.strategies.common.strategy import Strategy
-from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.utils.errors import Problems, UserError
 
 
 def check_strategy(strategy: Strategy, data: DataConfig, task: Task, problems: Problems) -> Task:
     """Check the settings of a strategy, also those that its traits require; return the task as in `Strategy.check`."""
+    for part in parts_of(strategy).values():
+        _check_task(part, task, problems)
     needing = [part for part in parts_of(strategy).values() if part.traits.needs_train]
     if needing and data.train is None:
         instead = "; without such rows, strategy.name: zero_shot needs task.labels alone" if _has_labels(task) else ""
@@ -20,6 +22,18 @@ def check_strategy(strategy: Strategy, data: DataConfig, task: Task, problems: P
             f"labels{instead}"
         )
     return strategy.check(data, task, problems)
+
+
+def _check_task(strategy: Strategy, task: Task, problems: Problems) -> None:
+    """Report a task of a kind for which the strategy is not defined."""
+    needed, name = strategy.traits.needs_task, registry.name_of(type(strategy))
+    if needed == "any" or (task.traits.pools and (needed == "vector" or task.traits.classes)):
+        return
+    allowed = "a task whose rows have classes" if needed == "classes" else "a task that predicts from one vector per text"
+    problems.add(
+        f"strategy.name: found {name} with the task {task_name(task)}, which predicts {task.traits.prediction}; allowed: "
+        f"{allowed}; strategies for every task: full, partial, bitfit, lora"
+    )
 
 
 def _has_labels(task: Task) -> bool:

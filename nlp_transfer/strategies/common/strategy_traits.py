@@ -34,6 +34,8 @@ class StrategyTraits:
             with a strategy that takes no optimizer steps.
         shortened_by: The setting that removes layers of the checkpoint. None: the model has all of them.
         adds_adapter: Whether the strategy trains an adapter, which needs all layers of the checkpoint.
+        needs_task: Required kind of task. `vector`: its models predict from one vector per text. `classes`: in addition, its rows
+            have classes.
         needs_train: Whether `data.train` is required.
         needs_validation: Whether a validation split is required, even a small one.
         uses_unlabelled: Whether `data.unlabelled` has an effect.
@@ -50,6 +52,7 @@ class StrategyTraits:
     only_trains: bool = False
     shortened_by: str | None = None
     adds_adapter: bool = False
+    needs_task: Literal["any", "vector", "classes"] = "any"
     needs_train: bool = True
     needs_validation: bool = False
     uses_unlabelled: bool = False
@@ -70,6 +73,7 @@ def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
         only_trains=all(part.only_trains for part in parts),
         shortened_by=next((part.shortened_by for part in parts if part.shortened_by), None),
         adds_adapter=any(part.adds_adapter for part in parts),
+        needs_task=next((kind for kind in ("classes", "vector") if any(part.needs_task == kind for part in parts)), "any"),
         needs_train=any(part.needs_train for part in parts),
         needs_validation=any(part.needs_validation for part in parts),
         uses_unlabelled=any(part.uses_unlabelled for part in parts),

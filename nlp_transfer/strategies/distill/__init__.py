@@ -29,7 +29,8 @@ from transformers import PreTrainedModel
 from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
-from nlp_transfer.models.layers import encoder_config, has_decoder, is_encoder_decoder, width
+from nlp_transfer.models.layers import encoder_config, is_encoder_decoder, width
+from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.settings.annotations import NamesModel
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import Count, DataConfig, Name, Positive, Settings
@@ -74,6 +75,7 @@ class Distill(Strategy):
     def traits(self) -> StrategyTraits:
         is_shortened, has_teacher = self.student_layers is not None, self.teacher is not None
         return StrategyTraits(
+            needs_task="vector",
             owns_phases=has_teacher,
             position="first" if is_shortened else "any",
             shortened_by="strategy.student_layers" if is_shortened else None,
@@ -96,14 +98,8 @@ class Distill(Strategy):
         """Remove layers from the student. With `hidden`, make it return hidden states until `export_model`.
 
         Raises:
-            UserError: If the model generates text, has too few layers, or has a head that does not return hidden states.
+            UserError: If the model has too few layers, or has a head that does not return hidden states.
         """
-        if has_decoder(model):
-            raise UserError(
-                "strategy.name: found distill, which learns one prediction per row; to distill a translation model, train "
-                "another strategy on the translations of its teacher (nlp-transfer translate); allowed: tasks with labels or "
-                "numbers"
-            )
         if self.student_layers is not None:
             model = keep_layers(model, self.student_layers, "strategy.student_layers")
         if self.teacher is not None and self.hidden:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
-from nlp_transfer.models.layers import has_decoder
+from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.schema import DataConfig, Name, Positive, TrainingConfig
 from nlp_transfer.strategies import (
@@ -59,6 +59,7 @@ class FewShot(Strategy):
     """
 
     traits = StrategyTraits(
+        needs_task="vector",
         owns_phases=True,
         always_used=frozenset({"training.batch_size"}),  # the group size depends on it, even with `batch_tokens`
         default_model=SENTENCE_MODEL,
@@ -105,12 +106,8 @@ class FewShot(Strategy):
         """Check the model.
 
         Raises:
-            UserError: If the model generates text or does not compute text vectors, or `classifier` does not suit the head.
+            UserError: If the model does not compute text vectors, or `classifier` does not suit the head.
         """
-        if has_decoder(model):
-            raise UserError(
-                "strategy.name: found few_shot with a task that predicts texts; allowed: a task with labels or numbers"
-            )
         if hasattr(model, "peft_config"):
             raise UserError("strategy: found an adapter before few_shot; allowed: few_shot first, then the adapter")
         if not isinstance(model, EncoderHeadForSequenceClassification):

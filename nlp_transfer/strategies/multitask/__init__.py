@@ -23,7 +23,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.data.splits import UNLABELLED, input_keys, read_splits
-from nlp_transfer.models.layers import find_layers, has_decoder
+from nlp_transfer.models.layers import find_layers
+from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.schema import DataConfig, Document, Positive, Settings
@@ -63,7 +64,7 @@ class AuxiliaryTask(Settings):
 class Multitask(Strategy):
     """Train the main task of the run and auxiliary tasks on one encoder. An optimizer step can contain rows of all tasks."""
 
-    traits = StrategyTraits(owns_phases=True, position="alone")
+    traits = StrategyTraits(owns_phases=True, position="alone", needs_task="vector")
 
     OWN: ClassVar[str] = "own"  # name of the main task
 
@@ -111,15 +112,6 @@ class Multitask(Strategy):
                   replace(group, names=[n for n in group.names if is_head(n)], learning_rate_scale=HEAD_SCALE))
                  for group in groups]  # fmt: skip
         return [group for pair in split for group in pair]
-
-    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Check that the model has no decoder."""
-        if has_decoder(model):
-            raise UserError(
-                "strategy.name: found multitask, which shares an encoder among tasks; allowed: classification and "
-                "regression, not translation"
-            )
-        return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
         """Read the data of the auxiliary tasks, and build the model of all tasks.

@@ -1,6 +1,7 @@
 """Facts about a task that hold for all of its settings, on which the rest of the package relies."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class TaskTraits:
         pipeline: Tag of the task on the Hugging Face Hub.
         card: Template of the model card, which extends `model_card.md`. None: a card that holds for any task.
         fixed: Settings that cannot be changed after training.
+        readers: Functions that read files in a format of the task's own, by file extension. They get the path of a file and yield
+            its rows as dictionaries, or return None for a file that is an ordinary table.
     """
 
     prediction: str
@@ -46,11 +49,17 @@ class TaskTraits:
     pipeline: str = "text-classification"
     card: Path | None = None
     fixed: tuple[str, ...] = ()
+    readers: Mapping[str, Callable[[Path], Iterable[Mapping[str, Any]] | None]] = field(default_factory=dict)
 
     @property
     def generates(self) -> bool:
         """Whether the models of the task generate text with a decoder."""
         return self.architecture == "ConditionalGeneration"
+
+    @property
+    def pools(self) -> bool:
+        """Whether the models of the task predict from one vector per text."""
+        return self.architecture == "SequenceClassification"
 
     def load_auto_class(self) -> Any:
         """Return the transformers Auto class that loads the models of the task."""
