@@ -71,7 +71,7 @@ def settings(tiny: dict[str, Path], sentiment: dict[str, Path], output: Path, **
 
 def test_examples_have_at_most_20_lines() -> None:
     assert sorted(re.findall(r"class (\w+)|def (cost)", " ".join(source for source, _ in EXAMPLES))) == [
-        ("", "cost"), ("Brier", ""), ("DeepHead", ""), ("FirstWords", ""), ("HeadOnly", ""),
+        ("", "cost"), ("Brier", ""), ("BrierScore", ""), ("DeepHead", ""), ("FirstWords", ""), ("HeadOnly", ""),
     ]  # fmt: skip
     assert [len(source.splitlines()) for source, _ in EXAMPLES if len(source.splitlines()) > 20] == []
 
