@@ -86,7 +86,7 @@ def read_splits(
             group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
             columns = task.inputs if role == UNLABELLED else [*task.inputs, *task.targets]
             try:
-                provided[role] = read_rows(source, role, data, [*columns, *group])
+                provided[role] = read_rows(source, role, data, [*columns, *group], task.traits.readers)
             except UserError as error:
                 problems.absorb(error)
     if data.train is None:

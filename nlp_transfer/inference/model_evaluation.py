@@ -50,7 +50,7 @@ def evaluate_model(
     accelerator = make_accelerator(TrainingConfig(), "fp32")
     problems = Problems("data", row_hint=SKIP_HINT)
     try:
-        rows = check_rows(read_rows(data.test, "test", data, columns), "test", data, task.check, problems)
+        rows = check_rows(read_rows(data.test, "test", data, columns, task.traits.readers), "test", data, task.check, problems)
     except UserError as error:
         problems.absorb(error)
     problems.raise_if_any()

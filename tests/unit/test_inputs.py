@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 
 from nlp_transfer import Predictor, Translator, UserError, load_translator
+from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.in_memory import read_inputs
+from nlp_transfer.settings.schema import DataConfig
 from tests.builders import refused, run, sentiment_rows
 
 pytestmark = pytest.mark.model
@@ -182,3 +184,21 @@ def test_a_translator_reads_tables_and_single_texts(translate: Translator) -> No
         translate(FRAME)
     with refused("row 2: found None"):
         translate(pd.DataFrame({"en": ["a", None]}))
+
+
+def test_a_task_can_read_its_own_format(tmp_path: Path) -> None:
+    def read(path: Path) -> Any:
+        lines = path.read_text().splitlines()
+        return None if lines[0].startswith("{") else ({"text": line, "label": str(len(line))} for line in lines)
+
+    own = tmp_path / "a.lines"
+    own.write_text("one\nthree\n")
+    rows = read_rows(str(own), "train", DataConfig(), ["text", "label"], {".lines": read, ".jsonl": read})
+    assert list(rows.columns["label"]) == ["3", "5"]
+    assert rows.where(1) == f"{own}, row 2"
+    assert list(rows.hashes) == [str(own.resolve())]
+    table = tmp_path / "b.jsonl"
+    table.write_text('{"text": "x", "label": "y"}\n')
+    assert list(read_rows(str(table), "train", DataConfig(), ["label"], {".jsonl": read}).columns["label"]) == ["y"]
+    with refused("a.lines", "'tags'", "text, label"):
+        read_rows(str(own), "train", DataConfig(), ["tags"], {".lines": read})

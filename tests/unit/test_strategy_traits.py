@@ -65,6 +65,7 @@ def test_each_trait_of_a_list_follows_one_rule(name: str, values: tuple[Any, Any
 def test_every_trait_has_a_rule() -> None:
     different: dict[str, Any] = {
         "position": "first",
+        "needs_task": "vector",
         "head": HEADS[0],
         "learning_rate": rate,
         "default_model": "m",

@@ -130,3 +130,36 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_texts(family: str, pair: boo
     assert table.truncated == sum(length > 9 for length in lengths) > 0
     assert len(table) == 25
     assert batch["labels"].tolist() == [0, 1] * 12 + [0]
+
+
+def windowed() -> TokenTable:
+    """Return a table of three rows, with 1, 3 and 2 windows."""
+    ids = [[1, 2], [3, 4, 5, 6, 7, 8], [9, 10, 11]]
+    labels = [[0, 0], [1, 1, 1, 2, 2, 3], [4, 5, 5]]
+    windows = [[2], [3, 2, 1], [1, 2]]
+    ragged = {"input_ids": Ragged.from_lists(ids), "labels": Ragged.from_lists(labels), "windows": Ragged.from_lists(windows)}
+    return TokenTable(ragged, {"target_words": np.array([2, 6, 3])}, {"input_ids": 0, "labels": -100})
+
+
+def test_a_batch_has_a_row_for_each_window() -> None:
+    table = windowed()
+    batch = table.batch(np.array([2, 1]))
+    assert batch["input_ids"].tolist() == [[9, 0, 0], [10, 11, 0], [3, 4, 5], [6, 7, 0], [8, 0, 0]]
+    assert batch["attention_mask"].sum(1).tolist() == [1, 2, 3, 2, 1]
+    assert batch["labels"].tolist()[2:4] == [[1, 1, 1], [2, 2, -100]]
+    assert batch["target_row"].tolist() == [0, 0, 1, 1, 1]
+    assert batch["target_words"].tolist() == [3, 6]
+    assert "windows" not in batch
+    targets = table.targets(np.array([2, 1]))
+    assert targets.keys() == {"labels", "target_row", "target_words"}
+    assert torch.equal(targets["labels"], batch["labels"])
+
+
+def test_windows_follow_their_rows() -> None:
+    table = windowed()
+    chosen = table.select(np.array([1, 0, 1]))
+    for name, tensor in chosen.batch(np.array([0, 1])).items():
+        assert torch.equal(tensor, table.batch(np.array([1, 0]))[name]), name
+    joined = TokenTable.concatenate([table, chosen])
+    assert joined.batch(np.array([3]))["input_ids"].tolist() == [[3, 4, 5], [6, 7, 0], [8, 0, 0]]
+    assert joined.lengths.tolist() == [2, 6, 3, 6, 2, 6]

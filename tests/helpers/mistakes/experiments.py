@@ -108,7 +108,7 @@ TABLE: list[Case] = [
     Case("further unknown data setting", f"{FIRST}.data.tset: unknown setting … 'test'",
         tasks(other(data__tset="a"))),
     Case("further share of 1", f"{FIRST}.data.validation_share: found 1", tasks(other(data__validation_share=1))),
-    Case("further translation", "strategy.tasks, other: task: … head on an encoder … allowed: classification and regression",
+    Case("further translation", "strategy.tasks, other: … multitask … translation … allowed: … one vector per text",
         tasks(other(task=TRANSLATION["task"], data__train="pairs.tsv")), {"pairs.tsv": PAIRS}),
     Case("weight of no task", "strategy.weights … no task 'otter'", tasks(OTHER, weights={"otter": 2})),
     Case("weight 0", "strategy.weights: found 0 … allowed: greater than 0", tasks(OTHER, weights={"other": 0})),
