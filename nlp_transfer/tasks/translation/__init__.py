@@ -26,7 +26,7 @@ from nlp_transfer.models.seq2seq.generation import ROWS, configure_search, trans
 from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
 from nlp_transfer.settings.annotations import NamesModel
-from nlp_transfer.settings.applicability import Not, UsedWith
+from nlp_transfer.settings.applicability import Not, UsedBy, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import check_no_classes
@@ -55,15 +55,15 @@ class Translation(TextGenerationTask):
         card=Path(__file__).with_name("translation_card.md"), fixed=("architecture",),
     )  # fmt: skip
 
-    max_length: Count | None = None
+    max_length: Annotated[Count | None, UsedBy("evaluate", "predict", "translate")] = None
     """Maximum length of sources and of targets, in tokens. null: 512, or the limit of the checkpoint if that is lower."""
-    source: str = "source"
+    source: Annotated[str, UsedBy("evaluate", "translate")] = "source"
     """The column with the text to translate."""
-    target: str = "target"
+    target: Annotated[str, UsedBy("evaluate")] = "target"
     """The column with its translation."""
-    source_language: str | None = None
+    source_language: Annotated[str | None, UsedBy("evaluate", "translate")] = None
     """Source language, as a code of the multilingual checkpoint (`en_XX`, `eng_Latn`)."""
-    target_language: str | None = None
+    target_language: Annotated[str | None, UsedBy("evaluate", "translate", metrics=True)] = None
     """Target language. It also selects sacreBLEU's tokenization (zh, ja, ko, th, ...)."""
     architecture: Architecture | None = None
     """`encoder_decoder`: a BERT-family encoder with a decoder. `seq2seq`: a checkpoint that already has a decoder (Marian, T5,
@@ -80,18 +80,18 @@ class Translation(TextGenerationTask):
     of a model. null: the tokenizer of the model in `decoder`, otherwise `train`."""
     target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
     """Vocabulary size of a trained target tokenizer. null: 8,000; from 100,000 pairs 16,000; from 1,000,000 pairs 32,000."""
-    prefix: str = ""
+    prefix: Annotated[str, UsedBy("evaluate", "translate")] = ""
     """Text prepended to every source, such as T5's `translate English to German: `."""
-    beams: Count = 5
+    beams: Annotated[Count, UsedBy("evaluate", "translate")] = 5
     """Number of beams. 1: greedy search."""
-    length_penalty: Annotated[float, UsedWith(beams=Not(1))] = 1.0
+    length_penalty: Annotated[float, UsedWith(beams=Not(1)), UsedBy("evaluate", "translate")] = 1.0
     """Beam search divides the score of a hypothesis by its length to this power. Higher values favor longer translations."""
-    translated_rows: Annotated[int, Field(ge=0)] = 200
+    translated_rows: Annotated[int, Field(ge=0), UsedBy()] = 200
     """Number of validation rows translated at each evaluation during training, by greedy search. The final evaluation translates
     all rows."""
-    length_ratio: Annotated[float, Field(gt=0)] | None = None
+    length_ratio: Annotated[Annotated[float, Field(gt=0)] | None, UsedBy("evaluate", "translate")] = None
     """Maximum target length, as a factor on the source length + 8 tokens. null: 25 % above the ratio in the training data."""
-    longest_source: Count | None = None
+    longest_source: Annotated[Count | None, UsedBy("evaluate", "translate")] = None
     """Maximum source length in tokens. Longer texts are translated in pieces. null: 50 % above the length in the training
     data."""
 
