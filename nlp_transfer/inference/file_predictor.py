@@ -84,7 +84,7 @@ class FilePredictor:
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
         if probabilities and not predictor.task.traits.has_probabilities:
-            raise UserError(f"--probabilities: {model} predicts numbers, which have no probabilities; leave it out")
+            raise UserError(f"--probabilities: {model} predicts no labels, which the columns are for; leave it out")
         say(*unused_columns(predictor.task, source))
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
         self.translator = Translator(predictor) if translate else None

@@ -44,7 +44,8 @@ def straight(folder: Path, tiny: dict[str, Path]) -> Runs:
 
 def texts_of(task: str) -> list[tuple[str, ...]]:
     rows = rows_of(7, seed=3)
-    return [(str(row[0]), str(row[1])) if task == "pair" else (str(row[0]),) for row in rows]
+    other = {"pair": (0, 1), "question_answering": (1, 0)}
+    return [tuple(str(row[i]) for i in other.get(task, (0,))) for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "regression": {"name": "regression", "label": "score"},
     "translation": {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300},
     "deep": {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}},
-}
+    "question_answering": {
+        "name": "question_answering", "question": "other", "context": "text", "answers": "answer", "answer_start": "answer_start",
+        "max_length": 24, "stride": 3,
+    },
+}  # fmt: skip
 STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "full": [{}],
     "partial": [{"frozen_layers": 1}, {"frozen_layers": "all"}],
@@ -42,8 +46,8 @@ STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "peft": [{}, {"type": "LN_TUNING"}],
 }
 CASES = [{"name": name, **settings} for name, many in STRATEGIES.items() for settings in many]
-NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "translation", "deep"))
-NOT_FOR |= dict.fromkeys(("few_shot", "features"), ("translation",))
+NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "translation", "question_answering", "deep"))
+NOT_FOR |= dict.fromkeys(("few_shot", "features"), ("translation", "question_answering"))
 Declared = Callable[[str, torch.nn.Module], bool]
 
 

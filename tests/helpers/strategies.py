@@ -7,16 +7,20 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer.settings import registry
-from tests.builders import sentiment_rows, write
+from tests.builders import answer_in, sentiment_rows, write
 
-HEADER = ("text", "other", "label", "tags", "score")
+HEADER = ("text", "other", "label", "tags", "score", "answer", "answer_start")
 TASKS: dict[str, dict[str, Any]] = {
     "single": {"name": "text_classification"},
     "pair": {"name": "text_classification", "text_pair": "other"},
     "multi_label": {"name": "multi_label", "label": "tags"},
     "regression": {"name": "regression", "label": "score"},
     "translation": {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300, "beams": 1},
-}
+    "question_answering": {
+        "name": "question_answering", "question": "other", "context": "text", "answers": "answer", "answer_start": "answer_start",
+        "max_length": 24, "stride": 3,
+    },
+}  # fmt: skip
 LABELS = {
     "single": ["negative", "positive"],
     "pair": ["negative", "positive"],
@@ -26,7 +30,7 @@ LABELS = {
 MODIFIERS = {"layerwise_lr", "l2_sp"}
 # What a strategy cannot do, which it has to say in a UserError.
 VECTORS = ("features", "few_shot", "prototypes", "zero_shot", "distill", "self_training", "multitask")
-IMPOSSIBLE = {(name, "translation") for name in VECTORS if name in registry.names("strategy")}
+IMPOSSIBLE = {(name, task) for name in VECTORS for task in ("translation", "question_answering")}
 IMPOSSIBLE |= {(name, "regression") for name in ("prototypes", "zero_shot", "self_training")}
 CASES = [(name, task) for name in registry.names("strategy") for task in TASKS if (name, task) not in IMPOSSIBLE]
 OWN_HEAD = {"features", "few_shot"}  # where it is named the head has no dropout, whose masks differ between processes
@@ -37,7 +41,7 @@ def rows_of(count: int, seed: int = 0) -> list[tuple[object, ...]]:
     """Rows with a target of every kind."""
     pairs = sentiment_rows(count, seed)
     tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(count)]
-    return [(text, pairs[-i - 1][0], label, tags[i], i % 5) for i, (text, label) in enumerate(pairs)]
+    return [(text, pairs[-i - 1][0], label, tags[i], i % 5, *answer_in(text)) for i, (text, label) in enumerate(pairs)]
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -94,7 +98,7 @@ def document(
     return {
         "model": str(checkpoint),
         "data": {"train": source["train"], "test": source["test"], "validation_share": 0} | unlabelled,
-        "task": TASKS[task] | ({"head": {"pooling": "mean", "dropout": 0}} if name in OWN_HEAD and task != "translation" else {}),
+        "task": TASKS[task] | ({"head": {"pooling": "mean", "dropout": 0}} if name in OWN_HEAD and task in LABELS else {}),
         "strategy": settings_of(name, task, checkpoint, source, shared),
         "training": fixed | training,
         "output_dir": str(output),

@@ -18,6 +18,7 @@ from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
 from nlp_transfer.data.tokens import Features, TokenTable, model_inputs
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import dropout_overrides
+from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import Count, TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, Objective, Task, TaskTraits
 from nlp_transfer.tasks.common.labels import check_no_classes
@@ -70,23 +71,23 @@ class QuestionAnswering(Task):
         card=Path(__file__).with_name("question_answering_card.md"), readers={".json": read_squad},
     )  # fmt: skip
 
-    max_length: Count | None = None
+    max_length: Annotated[Count | None, UsedBy("evaluate", "predict")] = None
     """Maximum length of question and context in tokens; longer contexts are read in windows. null: 512, or the limit of the
     checkpoint if that is lower."""
-    question: str = "question"
+    question: Annotated[str, UsedBy("evaluate", "predict")] = "question"
     """The column with the question."""
-    context: str = "context"
+    context: Annotated[str, UsedBy("evaluate", "predict")] = "context"
     """The column with the text that contains the answer."""
-    answers: str = "answers"
+    answers: Annotated[str, UsedBy("evaluate")] = "answers"
     """The column with the answers: {"text": [...], "answer_start": [...]}, as in SQuAD. With `answer_start`, the column with the
     text of the answer."""
-    answer_start: str | None = None
+    answer_start: Annotated[str | None, UsedBy("evaluate")] = None
     """The column with the position of the answer in the context, in characters. null: `answers` contains the positions."""
-    stride: Annotated[int, Field(ge=0)] | None = None
+    stride: Annotated[Annotated[int, Field(ge=0)] | None, UsedBy("evaluate", "predict")] = None
     """Number of tokens that consecutive windows of a context share. null: a third of `max_length`."""
-    max_answer_length: Count = 30
+    max_answer_length: Annotated[Count, UsedBy("evaluate", "predict")] = 30
     """Maximum length of a predicted answer in tokens."""
-    no_answer_threshold: float | None = None
+    no_answer_threshold: Annotated[float | None, UsedBy("evaluate", "predict")] = None
     """No answer is predicted if its score exceeds that of the best span by more than this. null: 0 if the training data have
     questions without an answer; otherwise every question gets one."""
 
@@ -178,8 +179,8 @@ class QuestionAnswering(Task):
         most = _question_limit(tokenizer, limit) - 1
         if not 0 <= (stride := min(limit // 3, most) if self.stride is None else self.stride) <= most:
             raise UserError(
-                f"task.stride: found {self.stride} with task.max_length {limit}, of which half is for the question; allowed: 0 to "
-                f"{most}"
+                f"task.stride: found {self.stride} with task.max_length {limit}, of which half is for the question; allowed: "
+                f"0 to {most}"
             )
         task = task.model_copy(update={"stride": stride})
         if train is not None:

@@ -81,6 +81,9 @@ class AnswerScorer(Scorer):
     def bounds(self, metric: str) -> tuple[float, float]:
         return (0.0, 100.0) if metric.partition("/")[0] in ANSWER_KEYS else super().bounds(metric)
 
+    def perfect(self, references: np.ndarray) -> np.ndarray:
+        return np.array([answers[0] if answers else "" for answers in references], object)
+
     def typed(self, values: np.ndarray) -> list[Any]:
         """Return predictions as texts, and references as lists of texts."""
         return [value if isinstance(value, str) else list(value) for value in values]

@@ -7,22 +7,32 @@ The plan lists runs with texts; the output holds logits, pipeline answers, and w
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 
-def logits(folder: str, texts: list[Any]) -> list[list[float]]:
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+def answers_questions(folder: str) -> bool:
+    return "ForQuestionAnswering" in (Path(folder) / "config.json").read_text()
+
+
+def logits(folder: str, texts: list[Any]) -> Any:
+    auto_class = AutoModelForQuestionAnswering if answers_questions(folder) else AutoModelForSequenceClassification
+    model = auto_class.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     columns = [list(column) for column in zip(*texts, strict=True)]
     with torch.inference_mode():
-        found: list[list[float]] = model(**tokenizer(*columns, padding=True, return_tensors="pt")).logits.tolist()
-    return found
+        outputs = model(**tokenizer(*columns, padding=True, return_tensors="pt"))
+    if answers_questions(folder):
+        return torch.stack([outputs.start_logits, outputs.end_logits], -1).tolist()
+    return outputs.logits.tolist()
 
 
 def probabilities(folder: str, texts: list[Any]) -> list[dict[str, float]]:
+    if answers_questions(folder):
+        return []  # transformers 5 has no such pipeline
     classify = pipeline("text-classification", model=folder, top_k=None)
     inputs = [{"text": text[0], "text_pair": text[1]} if len(text) == 2 else text[0] for text in texts]
     answers = [classify(one) for one in inputs]
