@@ -1,4 +1,4 @@
-"""Question answering: windows, labels and loss, checks, predictions, files, and transformers' own evaluation."""
+"""Question answering: windows, labels and loss, checks, predictions, and transformers' own evaluation."""
 
 import json
 from pathlib import Path
@@ -7,57 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer import fine_tune
+from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.inference.batched_prediction import predict_table
-from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.tasks import task_from
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
+from nlp_transfer.tasks import encode_table, task_from
+from nlp_transfer.tasks.question_answering import QuestionAnswering
 from nlp_transfer.tasks.question_answering.squad_metrics import AnswerScorer
 from nlp_transfer.utils.errors import Problems
-from tests.builders import answer_in, document, opened, prepared, read_table, refused, rows, sentiment_rows, succeed, write
+from tests.builders import document, opened, prepared, read_table, refused, write
 from tests.helpers.models import FAMILIES
+from tests.helpers.questions import QA, by_example, columns, questions, squad
 
 pytestmark = pytest.mark.model
-
-QA = {"name": "question_answering", "max_length": 24, "stride": 4}
-
-
-def questions(count: int, unanswerable: bool = True, sentences: int = 3) -> list[dict[str, Any]]:
-    """Rows whose context has several windows; every fifth question has no answer, others have one or two."""
-    texts = [text for text, _ in sentiment_rows(count * sentences)]
-    made = []
-    for i in range(count):
-        parts = texts[i * sentences : (i + 1) * sentences]
-        before = len("".join(f"{part} " for part in parts[: i % sentences]))
-        word, start = answer_in(parts[i % sentences])
-        answers = {"text": [word, word][: 1 + i % 2], "answer_start": [before + start, before + start][: 1 + i % 2]}
-        if unanswerable and i % 5 == 0:
-            answers = {"text": [], "answer_start": []}
-        made.append({"question": f"was the film {i % 3 * 'very '}good", "context": " ".join(parts), "answers": answers})
-    return made
-
-
-def columns(made: list[dict[str, Any]]) -> Any:
-    return rows({name: [row[name] for row in made] for name in made[0]})
-
-
-def squad(made: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows in SQuAD's format."""
-
-    def question(number: int, row: dict[str, Any]) -> dict[str, Any]:
-        answers = [dict(zip(("text", "answer_start"), pair, strict=True)) for pair in zip(*row["answers"].values(), strict=True)]
-        return {"id": str(number), "question": row["question"], "answers": answers, "is_impossible": not answers}
-
-    paragraphs = [{"context": row["context"], "qas": [question(i, row)]} for i, row in enumerate(made)]
-    return {"version": "v2.0", "data": [{"title": "films", "paragraphs": paragraphs}]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_labels_are_the_tokens_of_the_answer(family: str, tiny: dict[str, Path]) -> None:
     made = questions(12)
-    model, task, table, _, checkpoint = prepared(tiny[family], QA, data=columns(made))
+    model, _, table, _, checkpoint = prepared(tiny[family], QA, data=columns(made))
     batch = table.batch(np.arange(len(made)))
     windows = batch["target_row"].bincount()
     assert windows.min() >= 2, "contexts are longer than a window"
@@ -151,30 +121,6 @@ def test_without_unanswerable_questions_each_gets_an_answer(tiny: dict[str, Path
     assert all(predict_table(model, task, table)[0]["prediction"])
 
 
-def by_example(model: Any, tokenizer: Any, made: list[dict[str, Any]], threshold: float, longest: int = 30) -> list[str]:
-    """Predict as transformers' example script does: the n-best list of each window, merged; one row after the other."""
-    predictions = []
-    for row in made:
-        encoded = tokenizer(
-            row["question"], row["context"], truncation="only_second", max_length=24, stride=4, padding="max_length",
-            return_overflowing_tokens=True, return_offsets_mapping=True, return_tensors="pt",
-        )  # fmt: skip
-        offsets, _ = encoded.pop("offset_mapping").tolist(), encoded.pop("overflow_to_sample_mapping")
-        with torch.inference_mode():
-            outputs = model.eval()(**encoded)
-        candidates, lowest = [], float("inf")
-        for window, (starts, ends) in enumerate(zip(outputs.start_logits.numpy(), outputs.end_logits.numpy(), strict=True)):
-            lowest = min(lowest, float(starts[0] + ends[0]))
-            sides = encoded.sequence_ids(window)
-            for i in np.argsort(-starts)[:20]:
-                for j in np.argsort(-ends)[:20]:
-                    if sides[i] == 1 and sides[j] == 1 and i <= j < i + longest:
-                        candidates.append((float(starts[i] + ends[j]), offsets[window][i][0], offsets[window][j][1]))
-        score, first, last = max(candidates)
-        predictions.append("" if lowest - score > threshold else row["context"][first:last])
-    return predictions
-
-
 def test_predictions_equal_those_of_the_example_script(tiny: dict[str, Path]) -> None:
     made = questions(30)
     model, task, table, _, checkpoint = prepared(tiny["bert"], QA, data=columns(made))
@@ -232,95 +178,27 @@ def test_bad_rows_are_named(cell: dict[str, Any], facts: tuple[str, ...], tiny: 
     assert len(read_table(done.output_dir / "skipped_rows.csv")) == 1
 
 
-def test_all_forms_of_a_table_give_the_same_tokens() -> None:
-    made = questions(6)
-    parsed = [task_from(QA).check(columns(made), problems := Problems()), problems]
-    assert not parsed[1]
-    flat = [row | {"answers": row["answers"]["text"][:1], "at": row["answers"]["answer_start"][:1]} for row in made]
-    task = task_from(QA | {"answer_start": "at"})
-    assert task.targets == ["answers", "at"]
-    first = task._all_answers(columns(flat).columns)
-    second = task_from(QA)._all_answers(columns(made).columns)
-    assert [(row or [None])[0] for row in first] == [(row or [None])[0] for row in second]
+def test_all_forms_of_a_table_give_the_same_tokens(tiny: dict[str, Path]) -> None:
+    made = questions(10)
+    pairs = [(row["answers"]["text"][:1] or [""], row["answers"]["answer_start"][:1] or [None]) for row in made]
+    flat = [row | {"answers": text, "at": start} for row, ([text], [start]) in zip(made, pairs, strict=True)]
+    cells = [row | {"answers": json.dumps(row["answers"])} for row in made]
+    tables = [prepared(tiny["bert"], QA, data=columns(form)).table for form in (made, cells)]
+    tables.append(prepared(tiny["bert"], QA | {"answer_start": "at"}, data=columns(flat)).table)
+    for table in tables[1:]:
+        assert all(np.array_equal(table.ragged[name].values, tables[0].ragged[name].values) for name in tables[0].ragged)
+        assert table.texts["answers"][1][:1] == tables[0].texts["answers"][1][:1] == [pairs[1][0][0]]
 
 
-@pytest.fixture(scope="module")
-def trained(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run by the command, on files in SQuAD's format."""
-    folder = tmp_path_factory.mktemp("squad")
-    train, test = (write(folder / f"{name}.json", squad(questions(n))) for name, n in (("train", 40), ("test", 15)))
-    settings = {"max_steps": 4, "batch_size": 8, "precision": "fp32", "learning_rate": 1e-2}
-    data = {"train": train, "test": test, "validation_share": 0}
-    plan = document(model=tiny["bert"], task=QA, data=data, training=settings, output_dir=folder / "run")
-    succeed("train", write(folder / "run.yaml", plan))
-    return folder / "run"
-
-
-def test_a_run_by_the_command(trained: Path) -> None:
-    result = json.loads((trained / "result.json").read_text())
-    assert {"exact_match", "f1", "f1/has_answer", "exact_match/no_answer"} <= set(result["metrics"]["test"])
-    saved, made = read_table(trained / "predictions/test.parquet"), questions(15)
-    assert [row["reference"] for row in saved] == [row["answers"]["text"] for row in made]
-    metrics = AnswerScorer("f1").compute(
-        {"prediction": np.array([row["prediction"] for row in saved], object)}, {"answers": [row["reference"] for row in saved]}
-    )
-    assert metrics == pytest.approx({name: result["metrics"]["test"][name] for name in metrics})
-    card = (trained / "model/README.md").read_text()
-    assert "pipeline_tag: question-answering" in card
-    assert "AutoModelForQuestionAnswering" in card
-    assert "type: exact_match" in card
-    output = succeed("evaluate", trained, "--data.test", trained.parent / "test.json")
-    assert json.loads(output[output.index("{") :])["f1"] == pytest.approx(result["metrics"]["test"]["f1"])
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_files_are_predicted(ending: str, trained: Path, tmp_path: Path) -> None:
-    made = questions(15)
-    source = write(tmp_path / f"new.{ending}", [{name: row[name] for name in ("question", "context")} for row in made])
-    succeed("predict", trained, "--input", source, "--output", tmp_path / f"out.{ending}")
-    found = read_table(tmp_path / f"out.{ending}")
-    in_python = load_predictor(trained)([(row["question"], row["context"]) for row in made])
-    for row, predicted in zip(found, in_python, strict=True):
-        assert {name: str(row[name]) for name in predicted} == {name: str(value) for name, value in predicted.items()}
-        assert row["context"][int(row["start"]) : int(row["end"])] == row["prediction"]
-
-
-def test_settings_change_when_a_model_is_loaded(trained: Path) -> None:
-    made = [(row["question"], row["context"]) for row in questions(15)]
-    never = load_predictor(trained, settings={"no_answer_threshold": 1e9, "max_answer_length": 1})(made)
-    assert all(len(row["prediction"].split()) == 1 for row in never)
-    assert not any(row["prediction"] for row in load_predictor(trained, settings={"no_answer_threshold": -1e9})(made))
-
-
-def test_plain_transformers_loads_the_model(trained: Path) -> None:
-    model, report = AutoModelForQuestionAnswering.from_pretrained(trained / "model", output_loading_info=True)
-    assert not report["missing_keys"]
-    tokenizer, predictor = AutoTokenizer.from_pretrained(trained / "model"), load_predictor(trained)
-    expected = by_example(model, tokenizer, questions(15), 0.0)
-    answers = predictor([(row["question"], row["context"]) for row in questions(15)])
-    assert [answer["prediction"] for answer in answers] == expected
-
-
-def test_a_trained_head_is_kept(trained: Path) -> None:
-    kept = prepared(trained / "model", QA, data=columns(questions(8)))
-    assert not kept.new
-    saved = AutoModelForQuestionAnswering.from_pretrained(trained / "model")
-    assert torch.equal(kept.model.qa_outputs.weight, saved.qa_outputs.weight)
-    assert "question answering" in kept.model.head_note
-
-
-def test_metrics_of_users_get_texts_and_lists(tiny: dict[str, Path], tmp_path: Path) -> None:
-    data = {"train": write(tmp_path / "train.jsonl", questions(20)), "test": write(tmp_path / "test.jsonl", questions(10))}
-    seen: list[Any] = []
-
-    def length(predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        seen.append((predictions, references))
-        return {"length": sum(len(text.split()) for text in predictions) + 0.0 * len(references[0])}
-
-    done = fine_tune(document(model=tiny["bert"], task=QA, data=data, output_dir=tmp_path / "run"), metrics=[length])
-    assert done.metrics["test"]["length"] >= 0
-    assert all(isinstance(text, str) for predictions, _ in seen for text in predictions)
-    assert seen[-1][1] == [row["answers"]["text"] for row in questions(10)]
+def test_tokens_are_cached(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NLP_TRANSFER_CACHE", str(tmp_path / "cache"))
+    source, names = str(write(tmp_path / "train.json", squad(questions(10)))), ["question", "context", "answers"]
+    data = read_rows(source, "train", DataConfig(), names, QuestionAnswering.traits.readers)
+    checkpoint = opened(tiny["bert"])
+    task = task_from(QA).fit(data, Problems()).prepare(checkpoint, data)
+    first, second = (encode_table(task, data, checkpoint.tokenizer, "disk") for _ in range(2))
+    assert list(second.texts["answers"]) == list(first.texts["answers"]) == [row["answers"]["text"] for row in questions(10)]
+    assert all(np.array_equal(second.ragged[name].values, first.ragged[name].values) for name in first.ragged)
 
 
 def test_a_model_needs_the_positions_of_tokens(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

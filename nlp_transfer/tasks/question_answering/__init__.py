@@ -65,7 +65,7 @@ class QuestionAnswering(Task):
     """
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        prediction="a span of the context", metrics=ANSWER_KEYS, best_metric="f1",
+        prediction="span", metrics=ANSWER_KEYS, best_metric="f1",
         untokenized=frozenset({"max_answer_length", "no_answer_threshold"}),
         auto_class="AutoModelForQuestionAnswering", architecture="QuestionAnswering", pipeline="question-answering",
         card=Path(__file__).with_name("question_answering_card.md"), readers={".json": read_squad},
@@ -275,8 +275,10 @@ class QuestionAnswering(Task):
         outputs = model(**model_inputs(batch))
         items = self.objective().items(outputs, batch) if "labels" in batch else {}
         starts, ends, row = (batch[name].cpu().numpy() for name in ("target_start", "target_end", "target_row"))
-        logits = [tensor.float().cpu().numpy()[:, -starts.shape[1] :] for tensor in (outputs.start_logits, outputs.end_logits)]
-        spans = best_spans(*logits, starts, ends, row, self.max_answer_length)
+        start_logits, end_logits = (
+            tensor.float().cpu().numpy()[:, -starts.shape[1] :] for tensor in (outputs.start_logits, outputs.end_logits)
+        )
+        spans = best_spans(start_logits, end_logits, starts, ends, row, self.max_answer_length)
         threshold = np.inf if self.no_answer_threshold is None else self.no_answer_threshold
         is_empty = (spans.margin > threshold) | (spans.end == 0)
         start, end = np.where(is_empty, -1, spans.start), np.where(is_empty, -1, spans.end)

@@ -91,7 +91,7 @@ def _best_of_row(
         if len(spans) == BEST:
             break
     if not spans:
-        return 0, 0, np.finfo(np.float32).max, 0.0, 1.0
+        return 0, 0, float(np.finfo(np.float32).max), 0.0, 1.0
     (start, end), best = next(iter(spans.items()))
     exponents = np.exp(np.array([*spans.values(), float(no_answer)]) - max(best, float(no_answer)))
     exponents /= exponents.sum()
