@@ -23,7 +23,14 @@ from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED
 from nlp_transfer.settings.applicability import Not, UsedBy, UsedWith
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, Task, TaskTraits
-from nlp_transfer.tasks.common.labels import LabelList, balance, check_no_classes, check_occurrence, sort_labels
+from nlp_transfer.tasks.common.labels import (
+    LabelList,
+    balance,
+    check_no_classes,
+    check_occurrence,
+    configured_labels,
+    sort_labels,
+)
 from nlp_transfer.tasks.common.objectives import TokenCrossEntropy, smoothing_of
 from nlp_transfer.tasks.common.pretrained_head import match_head
 from nlp_transfer.tasks.common.task import check_has_rows
@@ -53,6 +60,18 @@ HEAD = "TokenClassification"
 UNREADABLE = "with tags or spans that cannot be read"  # kind of bad rows
 
 
+def _configured(config: Any) -> dict[str, Any]:
+    """Return the settings of the task for a model that other programs have saved."""
+    names = [str(name) for name in configured_labels(config)]
+    if unknown := [name for name in names if split_tag(name) is None]:
+        raise UserError(
+            f"model: {config.architectures[0]} with the labels {shorten(names)}: found {unknown[0]!r}; allowed: {TAG_FORM}; "
+            "token_classification predicts entities"
+        )
+    is_long = any(name[0] in "ES" for name in names)
+    return {"labels": type_names(names), "scheme": "BIOES" if is_long else "IOB2", "text": "text"}
+
+
 class TokenClassification(Task):
     """Named entity recognition: predict the entities of a sentence from a tag for each word.
 
@@ -62,7 +81,8 @@ class TokenClassification(Task):
     traits: ClassVar[TaskTraits] = TaskTraits(
         prediction="entities", metrics=ENTITY_KEYS, best_metric="f1", auto_class="AutoModelForTokenClassification",
         architecture=HEAD, pipeline="token-classification", card=Path(__file__).with_name("entity_card.md"),
-        fixed=("labels", "scheme"), readers=dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), read_conll),
+        fixed=("labels", "scheme"), word_lists=True, configured=_configured,
+        readers=dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), read_conll),
     )  # fmt: skip
 
     text: Annotated[str | None, UsedBy("evaluate", "predict")] = None
