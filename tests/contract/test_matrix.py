@@ -55,7 +55,8 @@ def child(straight: Runs, folder: Path) -> dict[str, Any]:
         if case[1] != "translation":
             place = folder / "one" / name_of(case) / "model"
             kind = "plain" if straight[case]["result"]["plain"] else "deep"
-            jobs[kind][name_of(case)] = {"folder": str(place), "texts": texts_of(case[1])}
+            head = {"head": "TokenClassification"} if case[1] == "entities" else {}
+            jobs[kind][name_of(case)] = {"folder": str(place), "texts": texts_of(case[1]), **head}
     return in_child(CHILDREN / "plain_models.py", jobs, folder)
 
 
