@@ -52,7 +52,8 @@ class Predictor:
         """Predict texts, or the rows of a table.
 
         Args:
-            inputs: a list, Series or array of texts (for a model of text pairs: of tuples of texts); a DataFrame, Dataset, Arrow
+            inputs: a list, Series or array of texts (for a model of text pairs: of tuples of texts; for a model of words: also of
+                lists of words); a DataFrame, Dataset, Arrow
                 table, dict of columns or list of dicts with the columns that the model was trained on; or a single text or row.
             probabilities: whether to add `probability:LABEL` for every label.
             on_bad_rows: for texts that are empty, missing (None, NaN) or not texts: `refuse` raises an error, `skip` sets the
@@ -66,7 +67,7 @@ class Predictor:
             UserError: the inputs hold no texts, a column is missing, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
-        rows, single = read_inputs(inputs, self.task.inputs)
+        rows, single = read_inputs(inputs, self.task.inputs, self.task.traits.word_lists)
         if len(rows) == 0:
             return []
         faults: dict[int, Fault] = {}

@@ -18,8 +18,9 @@ from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import number
 from nlp_transfer.utils.environment import expand
 
-METADATA_METRICS = (  # listed in the YAML metadata, unless a task has none of them
-    "accuracy", "f1_macro", "f1_micro", "mcc", "auc", "r2", "pearson", "spearman", "mae", "rmse", "mse", "bleu", "chrf", "ter",
+METADATA_METRICS = (  # listed in the YAML metadata
+    "accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "mcc", "auc", "r2", "pearson", "spearman", "mae", "rmse",
+    "mse", "bleu", "chrf", "ter", "exact_match",
 )  # fmt: skip
 SPLIT_OFF = "split off the training data"
 
@@ -70,13 +71,12 @@ def _metadata(
     codes = list(dict.fromkeys(code for language in languages if language and (code := language_code(str(language)))))
     # A split without a source comes from the training data.
     source = sources["train"] if sources.get(scored) is None and "train" in sources else sources.get(scored)
-    listed = set(METADATA_METRICS if set(METADATA_METRICS) & set(task.traits.metrics) else task.traits.metrics)
     results = [
         EvalResult(
             task_type=pipeline, dataset_type="local", dataset_name=one_line(data_name(source)), dataset_split=scored,
             metric_type=name, metric_value=round(value, 6), metric_name=name,
         )
-        for name, value in result["metrics"].get(scored, {}).items() if name in listed
+        for name, value in result["metrics"].get(scored, {}).items() if name in METADATA_METRICS
     ]  # fmt: skip
     return ModelCardData(
         library_name="peft" if is_adapter else "transformers", pipeline_tag=pipeline, language=codes or None,

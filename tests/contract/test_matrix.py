@@ -15,6 +15,8 @@ from tests.helpers.strategies import CASES, COMPUTED, IMPOSSIBLE, document, file
 
 pytestmark = pytest.mark.process
 
+HEADS = {"entities": "TokenClassification", "question_answering": "QuestionAnswering"}  # of models that do not classify texts
+
 
 def name_of(case: tuple[str, str]) -> str:
     return "-".join(case)
@@ -56,7 +58,8 @@ def child(straight: Runs, folder: Path) -> dict[str, Any]:
         if case[1] != "translation":
             place = folder / "one" / name_of(case) / "model"
             kind = "plain" if straight[case]["result"]["plain"] else "deep"
-            jobs[kind][name_of(case)] = {"folder": str(place), "texts": texts_of(case[1])}
+            job = {"folder": str(place), "texts": texts_of(case[1])}
+            jobs[kind][name_of(case)] = job | ({"head": HEADS[case[1]]} if case[1] in HEADS else {})
     return in_child(CHILDREN / "plain_models.py", jobs, folder)
 
 

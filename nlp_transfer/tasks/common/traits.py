@@ -19,6 +19,7 @@ class TaskTraits:
         metrics: Names of all metrics, any of which can be `training.best_metric`.
         best_metric: Validation metric by which the best weights are selected, unless `training.best_metric` is set.
         output: Name of the output column with the prediction.
+        word_lists: Whether an input may be a list of words instead of a text.
         has_probabilities: Whether predictions have a column `probability`, and `probability:LABEL` for each label.
         classes: Whether rows have classes, so that class weights, oversampling, the focal loss and `shots` make sense.
         aligned: Whether data may consist of two line-aligned files, one with sources and one with targets.
@@ -30,6 +31,8 @@ class TaskTraits:
         pipeline: Tag of the task on the Hugging Face Hub.
         card: Template of the model card, which extends `model_card.md`. None: a card that holds for any task.
         fixed: Settings that cannot be changed after training.
+        configured: Function of a model's configuration that returns the settings of the task for a model that other programs have
+            saved with the head in `architecture`. None, or a function that returns None: such models have another task.
         readers: Functions that read files in a format of the task's own, by file extension. They get the path of a file and yield
             its rows as dictionaries, or return None for a file that is an ordinary table.
     """
@@ -38,6 +41,7 @@ class TaskTraits:
     metrics: tuple[str, ...]
     best_metric: str
     output: str = "prediction"
+    word_lists: bool = False
     has_probabilities: bool = False
     classes: bool = False
     aligned: bool = False
@@ -49,6 +53,7 @@ class TaskTraits:
     pipeline: str = "text-classification"
     card: Path | None = None
     fixed: tuple[str, ...] = ()
+    configured: Callable[[Any], Mapping[str, Any] | None] | None = None
     readers: Mapping[str, Callable[[Path], Iterable[Mapping[str, Any]] | None]] = field(default_factory=dict)
 
     @property

@@ -68,6 +68,7 @@ class QuestionAnswering(Task):
         prediction="span", metrics=ANSWER_KEYS, best_metric="f1",
         untokenized=frozenset({"max_answer_length", "no_answer_threshold"}),
         auto_class="AutoModelForQuestionAnswering", architecture="QuestionAnswering", pipeline="question-answering",
+        configured=lambda config: {},
         card=Path(__file__).with_name("question_answering_card.md"), readers={".json": read_squad},
     )  # fmt: skip
 
