@@ -1,14 +1,11 @@
 """Question answering: find the answer to a question in a context, as a span of characters."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources import ModelSource
@@ -20,42 +17,24 @@ from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import Count, TrainingConfig
-from nlp_transfer.tasks import Arrays, Batch, Description, Items, Objective, Task, TaskTraits
+from nlp_transfer.tasks import Arrays, Batch, Description, Items, Task, TaskTraits
+from nlp_transfer.tasks import Objective as Objective
 from nlp_transfer.tasks.common.labels import check_no_classes
 from nlp_transfer.tasks.common.objectives import smoothing_of
 from nlp_transfer.tasks.common.task import check_has_rows
-from nlp_transfer.tasks.question_answering.answer_spans import END, NO_ANSWER, OUTSIDE, START, best_spans, find_tokens
+from nlp_transfer.tasks.question_answering.answer_spans import OUTSIDE, SpanCrossEntropy, best_spans
+from nlp_transfer.tasks.question_answering.question_windows import (
+    label_windows,
+    question_limit,
+    split_contexts,
+    truncate_questions,
+)
 from nlp_transfer.tasks.question_answering.squad_format import ALLOWED, Answer, misplaced, parse_answers, read_squad
 from nlp_transfer.tasks.question_answering.squad_metrics import ANSWER_KEYS, AnswerScorer
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError, converted
 
 BAD_ANSWER = "with a bad answer"
-
-
-@dataclass(frozen=True)
-class SpanCrossEntropy(Objective):
-    """Mean of the cross-entropies of the first and the last token of the answer, over the tokens of a window, in fp32.
-
-    Windows without the answer have the token for no answer as their target. Windows without labels are ignored: those of rows
-    whose answer is longer than the overlap of two windows, and in no window completely.
-    """
-
-    def count(self, batch: Batch) -> dict[str, float]:
-        """Return the number of rows, and of windows with a target."""
-        windows = float((batch["labels"] > 0).any(-1).sum())
-        return {"rows": float(batch["target_row"][-1] + 1), "cross_entropy": windows}
-
-    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        labels, padding = batch["labels"], batch["attention_mask"] == 0
-        has_target = (labels > 0).any(-1)
-        total = torch.zeros((), device=labels.device)
-        for logits, bit in ((outputs.start_logits, START), (outputs.end_logits, END)):
-            scores = logits.float()[:, -labels.shape[1] :]  # prompts of adapters come before the text
-            scores = scores.masked_fill(padding, torch.finfo(torch.float32).min)
-            target = (labels & bit > 0).int().argmax(-1)
-            total = total + (F.cross_entropy(scores, target, reduction="none") * has_target).sum()
-        return {"cross_entropy": total / 2}
 
 
 class QuestionAnswering(Task):
@@ -177,7 +156,7 @@ class QuestionAnswering(Task):
                 f"model: the tokenizer of {checkpoint.source.name} ({type(tokenizer).__name__}) does not know the characters of "
                 "its tokens, which the positions of answers are computed from; allowed: a checkpoint with a fast tokenizer"
             )
-        most = _question_limit(tokenizer, limit) - 1
+        most = question_limit(tokenizer, limit) - 1
         if not 0 <= (stride := min(limit // 3, most) if self.stride is None else self.stride) <= most:
             raise UserError(
                 f"task.stride: found {self.stride} with task.max_length {limit}, of which half is for the question; allowed: "
@@ -205,17 +184,17 @@ class QuestionAnswering(Task):
         padding |= {"labels": 0, "target_start": OUTSIDE, "target_end": OUTSIDE}
         names += ["target_start", "target_end", "windows", *(["labels"] if targets else [])]
         ragged: dict[str, list[list[int]]] = {name: [] for name in names}
-        contexts = columns[self.context]
+        contexts, limit = columns[self.context], self.max_length or 512
         answers = list(self._all_answers(columns)) if targets else []
         truncated = 0
         with converted(f"model: the tokenizer {tokenizer.name_or_path} cannot encode the rows"):
-            questions, long = _truncate_questions(tokenizer, columns[self.question], self.max_length or 512)
-            all_windows = self._windows(tokenizer, questions, contexts)
+            questions, long = truncate_questions(tokenizer, columns[self.question], limit)
+            all_windows = split_contexts(tokenizer, questions, contexts, limit, self.stride or 0)
         for row, windows in enumerate(all_windows):
             joined = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
             joined["windows"] = np.array([len(window["input_ids"]) for window in windows])
             if targets:
-                labels, is_inside = _labels(windows, answers[row] or [])
+                labels, is_inside = label_windows(windows, answers[row] or [])
                 joined["labels"] = labels
                 truncated += long[row] or not is_inside
             else:
@@ -226,32 +205,6 @@ class QuestionAnswering(Task):
         if targets:
             texts["answers"] = _objects([[answer.text for answer in row or []] for row in answers])
         return Features(ragged, {name: padding[name] for name in names if name in padding}, texts=texts, truncated=truncated)
-
-    def _windows(
-        self, tokenizer: PreTrainedTokenizerBase, questions: list[str], contexts: list[str]
-    ) -> list[list[dict[str, np.ndarray]]]:
-        """Return the windows of each row: int64 arrays of shape (tokens,) by column name."""
-        windows: list[list[dict[str, np.ndarray]]] = [[] for _ in questions]
-        if not questions:
-            return windows
-        encoded: Any = tokenizer(
-            questions, contexts, truncation="only_second", max_length=self.max_length or 512, stride=self.stride or 0,
-            return_overflowing_tokens=True, return_offsets_mapping=True, padding=False, return_attention_mask=False,
-        )  # fmt: skip
-        for i, row in enumerate(encoded["overflow_to_sample_mapping"]):
-            ids, offsets = np.array(encoded["input_ids"][i]), np.array(encoded["offset_mapping"][i]).reshape(-1, 2)
-            inside = np.array([side == 1 for side in encoded.sequence_ids(i)]) & (offsets[:, 1] > offsets[:, 0])
-            window = {
-                "input_ids": ids,
-                "target_start": np.where(inside, offsets[:, 0], OUTSIDE),
-                "target_end": np.where(inside, offsets[:, 1], OUTSIDE),
-            }
-            nothing = np.flatnonzero((ids == tokenizer.cls_token_id) & ~inside)
-            window["target_start"][nothing[0] if len(nothing) else 0] = NO_ANSWER
-            if "token_type_ids" in encoded:
-                window["token_type_ids"] = np.array(encoded["token_type_ids"][i])
-            windows[row].append(window)
-        return windows
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
@@ -304,43 +257,3 @@ def _objects(values: Sequence[Any]) -> np.ndarray:
     array = np.empty(len(values), object)
     array[:] = values
     return array
-
-
-def _question_limit(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-    """Return the maximum number of tokens in a question: half of those that are not special tokens."""
-    return (max_length - tokenizer.num_special_tokens_to_add(pair=True)) // 2
-
-
-def _truncate_questions(tokenizer: Any, questions: list[str], max_length: int) -> tuple[list[str], list[bool]]:
-    """Return the questions without surrounding spaces, truncated, and whether each was truncated."""
-    questions, limit = [question.strip() for question in questions], _question_limit(tokenizer, max_length)
-    if not questions:
-        return [], []
-    offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    long = [len(tokens) > limit for tokens in offsets]
-    ends = [tokens[limit - 1][1] if is_long else None for tokens, is_long in zip(offsets, long, strict=True)]
-    return [question[:end] for question, end in zip(questions, ends, strict=True)], long
-
-
-def _labels(windows: list[dict[str, np.ndarray]], answers: list[Answer]) -> tuple[np.ndarray, bool]:
-    """Return the labels of all tokens, int64 of shape (tokens,), and whether a window contains the first answer, if there is one.
-
-    Without such a window, all labels are 0.
-    """
-    labels, is_inside = [], not answers
-    for window in windows:
-        starts, ends = window["target_start"], window["target_end"]
-        tokens = None
-        if answers:
-            text, first = answers[0]
-            left = first + len(text) - len(text.lstrip())
-            tokens = find_tokens(starts, ends, left, left + len(text.strip()))
-        is_inside |= tokens is not None
-        nothing = int(np.flatnonzero(starts == NO_ANSWER)[0])
-        start, end = tokens or (nothing, nothing)
-        values = np.zeros(len(starts), np.int64)
-        values[start] |= START
-        values[end] |= END
-        labels.append(values)
-    joined = np.concatenate(labels)
-    return (joined if is_inside else np.zeros_like(joined)), is_inside

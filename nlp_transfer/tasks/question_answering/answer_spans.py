@@ -1,8 +1,13 @@
-"""Find the answer spans of a context in the logits of its windows, and the tokens of an answer in a window."""
+"""Answer spans: the loss of their first and last tokens, the tokens of an answer, and the best span of a context."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
+
+from nlp_transfer.tasks import Batch, Objective
 
 OUTSIDE, NO_ANSWER = (
     -1,
@@ -11,6 +16,31 @@ OUTSIDE, NO_ANSWER = (
 BEST = 20  # spans per row that probabilities are computed over, as transformers' `n_best_size`
 START, END = 1, 2  # bits of labels
 LOWEST = np.float32(-np.inf)
+
+
+@dataclass(frozen=True)
+class SpanCrossEntropy(Objective):
+    """Mean of the cross-entropies of the first and the last token of the answer, over the tokens of a window, in fp32.
+
+    Windows without the answer have the token for no answer as their target. Windows without labels are ignored: those of rows
+    whose answer is longer than the overlap of two windows, and in no window completely.
+    """
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Return the number of rows, and of windows with a target."""
+        windows = float((batch["labels"] > 0).any(-1).sum())
+        return {"rows": float(batch["target_row"][-1] + 1), "cross_entropy": windows}
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        labels, padding = batch["labels"], batch["attention_mask"] == 0
+        has_target = (labels > 0).any(-1)
+        total = torch.zeros((), device=labels.device)
+        for logits, bit in ((outputs.start_logits, START), (outputs.end_logits, END)):
+            scores = logits.float()[:, -labels.shape[1] :]  # prompts of adapters come before the text
+            scores = scores.masked_fill(padding, torch.finfo(torch.float32).min)
+            target = (labels & bit > 0).int().argmax(-1)
+            total = total + (F.cross_entropy(scores, target, reduction="none") * has_target).sum()
+        return {"cross_entropy": total / 2}
 
 
 @dataclass(frozen=True)
