@@ -7,8 +7,8 @@
         --data.group context --task.answers answer --task.answer_start position \\
         --output_dir runs/mine
 
-Without arguments, BERT-base is fine-tuned on SQuAD 1.1 from the hub. Every answer is a span of the context. Question and context may
-have 384 tokens; longer contexts are read in windows.
+Without arguments, BERT-base is fine-tuned on SQuAD 1.1 from the hub. Every answer is a span of the context. Question and context
+may have 384 tokens; longer contexts are read in windows.
 
 Expect a test F1 of about 88 after about 60 minutes on a recent GPU. Both numbers are estimates.
 """
