@@ -12,6 +12,8 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.saved_models.load import read_record
 from nlp_transfer.saved_models.probe import probe_difference
+from nlp_transfer.settings.applicability import usage
+from nlp_transfer.tasks.question_answering import QuestionAnswering
 from nlp_transfer.tasks.question_answering.squad_metrics import AnswerScorer
 from tests.builders import document, prepared, read_table, succeed, write
 from tests.helpers.questions import QA, by_example, columns, questions, squad
@@ -70,6 +72,26 @@ def test_files_are_predicted(ending: str, trained: Path, tmp_path: Path) -> None
     for row, predicted in zip(found, in_python, strict=True):
         assert {name: str(row[name]) for name in predicted} == {name: str(value) for name, value in predicted.items()}
         assert row["context"][int(row["start"]) : int(row["end"])] == row["prediction"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("question", "other"), ("context", "other"), ("max_length", 14), ("stride", 0), ("max_answer_length", 1),
+        ("no_answer_threshold", 1e9),
+    ],
+)  # fmt: skip
+def test_what_predict_takes_changes_predictions(name: str, value: Any, trained: Path, tmp_path: Path) -> None:
+    made = [{"question": row["question"], "context": row["context"], "other": "the tree was good"} for row in questions(15)]
+    source = write(tmp_path / "new.csv", made)
+    for output, more in (("a.csv", ()), ("b.csv", (f"--task.{name}", value))):
+        succeed("predict", trained, "--input", source, "--output", tmp_path / output, *more)
+    assert (tmp_path / "a.csv").read_text() != (tmp_path / "b.csv").read_text()
+    marked = {
+        name for name in QuestionAnswering.model_fields if "predict" in getattr(usage(QuestionAnswering, name), "commands", ())
+    }
+    assert name in marked
+    assert len(marked) == 6, "each is shown to have an effect"
 
 
 def test_settings_change_when_a_model_is_loaded(trained: Path) -> None:
