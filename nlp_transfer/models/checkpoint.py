@@ -35,7 +35,7 @@ from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
 from nlp_transfer.models.verification.weight_files import check_finite, check_weights, explain_load_error
 from nlp_transfer.utils.errors import UserError
 
-HEAD = re.compile(r"For([A-Z]\w+)$")  # at the end of a class name; matches in BertForMaskedLM, not in RoFormerModel
+HEAD = re.compile(r"For([A-Z]\w+?)(?:Simple)?$")  # at the end of a class name; matches in BertForMaskedLM, not in RoFormerModel
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    BartConfig,
+    GPT2Config,
+    PretrainedConfig,
+    XLNetConfig,
+)
 
 from nlp_transfer import fine_tune, load_predictor
 from nlp_transfer.saved_models.load import read_record
@@ -16,6 +24,7 @@ from nlp_transfer.settings.applicability import usage
 from nlp_transfer.tasks.question_answering import QuestionAnswering
 from nlp_transfer.tasks.question_answering.squad_metrics import AnswerScorer
 from tests.builders import document, prepared, read_table, succeed, write
+from tests.helpers.models import VOCABULARY
 from tests.helpers.questions import QA, by_example, columns, questions, squad
 
 pytestmark = pytest.mark.model
@@ -149,3 +158,28 @@ def test_a_changed_head_is_noticed(output: int, trained: Path) -> None:
     with torch.no_grad():
         model.qa_outputs.weight[output] *= 1.1
     assert "differ" in (probe_difference(model, record["probe"]) or "")
+
+
+OTHERS: dict[str, PretrainedConfig] = {
+    "xlnet": XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=48, vocab_size=len(VOCABULARY)),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=len(VOCABULARY)),
+    "bart": BartConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, max_position_embeddings=64, vocab_size=len(VOCABULARY), eos_token_id=3, forced_eos_token_id=3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(OTHERS))
+def test_other_families_answer(family: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    AutoModel.from_config(OTHERS[family]).save_pretrained(tmp_path / family)
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / family)
+    made = questions(20)
+    data = {"train": write(tmp_path / "train.jsonl", made)}
+    fine_tune(document(model=tmp_path / family, task=QA, data=data, output_dir=tmp_path / "run"))
+    predictor = load_predictor(tmp_path / "run", settings={"no_answer_threshold": 1e9})
+    found = predictor([(row["question"], row["context"]) for row in made])
+    assert [row["prediction"] for row in found] == [
+        row["context"][answer["start"] : answer["end"]] for row, answer in zip(made, found, strict=True)
+    ]
+    assert all(row["prediction"] for row in found)
