@@ -4,6 +4,7 @@ Created splits are stratified and seeded, and rows with the same input or group 
 normalized before comparison: copies that differ in case, spacing or Unicode form are the same input.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -75,33 +76,12 @@ def read_splits(
     Raises:
         UserError: Lists the problems of all splits.
     """
-    problems = Problems("data", row_hint=SKIP_HINT)
     needs_validation = needs_validation or any(getattr(training, name) is not None for name in NEED_VALIDATION)
+    problems = Problems("data")
     check_shares(data, problems)
-    check_filter(data, task.traits.filters, problems)
-    provided: dict[str, Rows] = {}
-    for role in ("train", "validation", "test", UNLABELLED):
-        source = getattr(data, role)
-        if source is not None:
-            group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
-            columns = task.inputs if role == UNLABELLED else [*task.inputs, *task.targets]
-            try:
-                provided[role] = read_rows(source, role, data, [*columns, *group], task.traits.readers)
-            except UserError as error:
-                problems.absorb(error)
-    if data.train is None:
-        task = task.fit(from_columns({}, "data.train"), problems)
-    if "train" in provided:
-        if names := [name for name in data.filter or () if name in task.traits.filters]:
-            pairs = provided["train"]
-            provided["train"] = pairs.without(filter_pairs(pairs, task.inputs[0], task.targets[0], names))
-        task, provided["train"] = _fit(task, provided["train"], data, training, problems)
-    has_labels = len(provided["train"]) > 0 if "train" in provided else data.train is None and not problems
-    for role, rows in provided.items():
-        if role != "train":
-            check = partial(task.check, targets=has_labels and role != UNLABELLED)
-            provided[role] = check_rows(rows, role, data, check, problems)
     problems.raise_if_any()
+    kept = _KEPT.get(_key(data, task, training))
+    provided, task = ({**kept[0]}, kept[1]) if kept else read_sources(data, task, training)
     skipped = [(role, bad) for role, rows in provided.items() for bad in sorted(rows.skipped, key=lambda bad: bad[:2])]
     splits = Splits({}, [note for role, rows in provided.items() for note in describe_skipped(role, rows)], skipped)
     unlabelled = provided.pop(UNLABELLED, None)
@@ -143,6 +123,60 @@ def read_splits(
     if unlabelled is not None:
         _add_unlabelled(splits, unlabelled, input_keys(task, unlabelled), np.concatenate([np.zeros(0, np.int64), *keys.values()]))
     return splits, task
+
+
+def read_sources(data: DataConfig, task: TaskType, training: TrainingConfig) -> tuple[dict[str, Rows], TaskType]:
+    """Read and check the rows of every source, and fit the task to the training rows.
+
+    Raises:
+        UserError: Lists the problems of all sources.
+    """
+    problems = Problems("data", row_hint=SKIP_HINT)
+    check_filter(data, task.traits.filters, problems)
+    provided: dict[str, Rows] = {}
+    for role in ("train", "validation", "test", UNLABELLED):
+        source = getattr(data, role)
+        if source is not None:
+            group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
+            columns = task.inputs if role == UNLABELLED else [*task.inputs, *task.targets]
+            try:
+                provided[role] = read_rows(source, role, data, [*columns, *group], task.traits.readers)
+            except UserError as error:
+                problems.absorb(error)
+    if data.train is None:
+        task = task.fit(from_columns({}, "data.train"), problems)
+    if "train" in provided:
+        if names := [name for name in data.filter or () if name in task.traits.filters]:
+            pairs = provided["train"]
+            provided["train"] = pairs.without(filter_pairs(pairs, task.inputs[0], task.targets[0], names))
+        task, provided["train"] = _fit(task, provided["train"], data, training, problems)
+    has_labels = len(provided["train"]) > 0 if "train" in provided else data.train is None and not problems
+    for role, rows in provided.items():
+        if role != "train":
+            check = partial(task.check, targets=has_labels and role != UNLABELLED)
+            provided[role] = check_rows(rows, role, data, check, problems)
+    problems.raise_if_any()
+    return provided, task
+
+
+_KEPT: dict[str, tuple[dict[str, Rows], Any]] = {}
+"""Rows by source, and the task fitted to them, by the settings that they depend on."""
+
+
+def keep_rows(data: DataConfig, task: Any, training: TrainingConfig) -> None:
+    """Read and check the rows now, once for all later calls of `read_splits` with these settings in this process and its forks.
+
+    Shares, shots and the seed may differ.
+
+    Raises:
+        UserError: Lists the problems of all sources.
+    """
+    _KEPT[_key(data, task, training)] = read_sources(data, task, training)
+
+
+def _key(data: DataConfig, task: Any, training: TrainingConfig) -> str:
+    settings = [data.model_dump(exclude={"shots", "validation_share", "test_share"}), training.model_dump(exclude={"seed"})]
+    return json.dumps([task.document(), *settings], default=lambda value: f"{type(value).__name__} at {id(value)}")
 
 
 def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig, problems: Problems) -> tuple[TaskType, Rows]:
