@@ -23,7 +23,7 @@ from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 UNLABELLED = "unlabelled"
 MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS = 20, 3  # for a reliable selection of the best weights
-NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings of training
+NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings in `training` that ask for a validation split
 
 
 TaskType = TypeVar("TaskType", bound=Any)  # a subclass of `nlp_transfer.tasks.Task`, which this layer cannot import
@@ -37,7 +37,7 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     """Lines to print for the user."""
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)
-    """Skipped rows, each with its split (by the setting in `data`)."""
+    """Skipped rows, each with its split, named as in `data`."""
     validation_share: float | None = None
     """The resolved `data.validation_share`; None if `data.validation` is set."""
 
@@ -52,7 +52,7 @@ class Splits:
         return [name for name in self.rows if name != UNLABELLED]
 
     def provenance(self) -> dict[str, str]:
-        """Return the SHA-256 of each file by path, and the revision of each hub source by `hub:SOURCE`."""
+        """Return the SHA-256 of each file under its path, and the revision of each hub source under `hub:SOURCE`."""
         origins: dict[str, str] = {}
         for rows in self.rows.values():
             origins |= rows.hashes
@@ -67,11 +67,12 @@ def read_splits(
     """Read and check all splits of a run.
 
     Args:
-        needs_validation: Create a validation split with `data.validation_share: auto` even if it is small. The settings in
+        needs_validation: If `data.validation_share` is `auto`, create a validation split even if it is small. The settings in
             `NEED_VALIDATION` have the same effect.
 
     Returns:
-        The splits, and the task with the labels of the training rows, or of its settings if there are no training rows.
+        The splits, and the task with its labels. These come from the training rows, or from the settings of the task if there
+        are no training rows.
 
     Raises:
         UserError: Lists the problems of all splits.
@@ -194,7 +195,7 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig
         fitted.check(rows, problems)
 
     if data.on_bad_rows == "skip":
-        train = check_rows(train, "train", data, check_inputs, Problems())  # other problems are collected below
+        train = check_rows(train, "train", data, check_inputs, Problems())  # problems other than bad rows are found again below
     train = check_rows(train, "train", data, fit, problems)
     return fitted, train
 
@@ -211,7 +212,8 @@ def _without_validation(share: float, size: int, rows: int, minimum: int) -> str
 def input_texts(task: Any, rows: Rows) -> Iterator[str]:
     """Yield the input of each row as one text.
 
-    The separator of columns is surrounded by spaces: normalization then removes spaces at the ends of each cell.
+    The separator between columns has a space on each side: normalization collapses repeated spaces, so those at the ends of a
+    cell make no difference.
     """
     columns = [rows.columns[name] for name in task.inputs]
     return (" \0 ".join(map(str, cells)) for cells in zip(*columns, strict=True))
@@ -223,7 +225,7 @@ def input_keys(task: Any, rows: Rows) -> np.ndarray:
 
 
 def check_shares(data: DataConfig, problems: Problems) -> None:
-    """Add problems for a test share together with `data.test`, and for shares that leave no training rows."""
+    """Add a problem if both a test share and `data.test` are set, and one if the shares leave no training rows."""
     if data.test is not None and data.test_share:
         problems.add(f"data.test_share: found {data.test_share} together with data.test; allowed: one of the two")
     if data.train is not None and data.validation is None and data.validation_part + data.test_share >= 1:

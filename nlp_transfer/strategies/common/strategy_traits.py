@@ -1,4 +1,4 @@
-"""Facts about a strategy that other code asks for before, and instead of, calling its methods."""
+"""Facts about a strategy that other code can read without calling any of its methods."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,8 +39,9 @@ class StrategyTraits:
         needs_train: Whether `data.train` is required.
         needs_validation: Whether a validation split is required, even a small one.
         uses_unlabelled: Whether `data.unlabelled` has an effect.
-        always_used: Dotted names of settings that have an effect although another setting usually overrides them.
-        default_model: A small model that suits the strategy, the default of `model`. None: a model is required.
+        always_used: Dotted names of settings that have an effect with this strategy, even where another setting would usually
+            override them.
+        default_model: A small model that suits the strategy, the default of `model`. None: `model` must be set.
         head: The head to use if `task.head` is null. None: the head of the model family.
         learning_rate: Returns the peak learning rate of a model for `learning_rate: auto`.
     """
