@@ -143,6 +143,6 @@ def _callbacks(run: Run) -> list[Callback]:
 
 def _describe_rows(splits: Splits, indices: np.ndarray) -> str:
     """Return the locations of up to five training rows in their files, leaving out rows that the strategy added."""
-    from_files = indices[indices < len(splits.train)]
-    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return "; ".join(splits.train.where(int(row)) for row in from_files[:5]) + more
+    named = [splits.train.where(int(row)) for row in indices[indices < len(splits.train)][:5]]
+    more = f" and {len(indices) - len(named)} more" if len(indices) > len(named) else ""
+    return "; ".join(named) + more

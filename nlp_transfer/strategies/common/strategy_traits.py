@@ -15,8 +15,8 @@ SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # a small sentence en
 def default_learning_rate(model: nn.Module) -> float:
     """Return the peak learning rate of full fine-tuning.
 
-    Wider models need lower rates: in published recipes for encoders of width 384, 768 and 1024, the rate falls roughly with the
-    square of the width.
+    Wider models need lower rates: in published recipes for encoders of width 384, 768 and 1024, the rate falls a little
+    faster than with the square of the width.
     """
     return float(f"{min(5e-4, 5e-5 * (768 / width(model)) ** 2.5):.1e}")
 
