@@ -4,6 +4,7 @@ Created splits are stratified and seeded, and rows with the same input or group 
 normalized before comparison: copies that differ in case, spacing or Unicode form are the same input.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -22,7 +23,7 @@ from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 UNLABELLED = "unlabelled"
 MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS = 20, 3  # for a reliable selection of the best weights
-NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings of training
+NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings in `training` that ask for a validation split
 
 
 TaskType = TypeVar("TaskType", bound=Any)  # a subclass of `nlp_transfer.tasks.Task`, which this layer cannot import
@@ -36,7 +37,7 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     """Lines to print for the user."""
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)
-    """Skipped rows, each with its split (by the setting in `data`)."""
+    """Skipped rows, each with its split, named as in `data`."""
     validation_share: float | None = None
     """The resolved `data.validation_share`; None if `data.validation` is set."""
 
@@ -51,7 +52,7 @@ class Splits:
         return [name for name in self.rows if name != UNLABELLED]
 
     def provenance(self) -> dict[str, str]:
-        """Return the SHA-256 of each file by path, and the revision of each hub source by `hub:SOURCE`."""
+        """Return the SHA-256 of each file under its path, and the revision of each hub source under `hub:SOURCE`."""
         origins: dict[str, str] = {}
         for rows in self.rows.values():
             origins |= rows.hashes
@@ -66,42 +67,22 @@ def read_splits(
     """Read and check all splits of a run.
 
     Args:
-        needs_validation: Create a validation split with `data.validation_share: auto` even if it is small. The settings in
+        needs_validation: If `data.validation_share` is `auto`, create a validation split even if it is small. The settings in
             `NEED_VALIDATION` have the same effect.
 
     Returns:
-        The splits, and the task with the labels of the training rows, or of its settings if there are no training rows.
+        The splits, and the task with its labels. These come from the training rows, or from the settings of the task if there
+        are no training rows.
 
     Raises:
         UserError: Lists the problems of all splits.
     """
-    problems = Problems("data", row_hint=SKIP_HINT)
     needs_validation = needs_validation or any(getattr(training, name) is not None for name in NEED_VALIDATION)
+    problems = Problems("data")
     check_shares(data, problems)
-    check_filter(data, task.traits.filters, problems)
-    provided: dict[str, Rows] = {}
-    for role in ("train", "validation", "test", UNLABELLED):
-        source = getattr(data, role)
-        if source is not None:
-            group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
-            columns = task.inputs if role == UNLABELLED else [*task.inputs, *task.targets]
-            try:
-                provided[role] = read_rows(source, role, data, [*columns, *group], task.traits.readers)
-            except UserError as error:
-                problems.absorb(error)
-    if data.train is None:
-        task = task.fit(from_columns({}, "data.train"), problems)
-    if "train" in provided:
-        if names := [name for name in data.filter or () if name in task.traits.filters]:
-            pairs = provided["train"]
-            provided["train"] = pairs.without(filter_pairs(pairs, task.inputs[0], task.targets[0], names))
-        task, provided["train"] = _fit(task, provided["train"], data, training, problems)
-    has_labels = len(provided["train"]) > 0 if "train" in provided else data.train is None and not problems
-    for role, rows in provided.items():
-        if role != "train":
-            check = partial(task.check, targets=has_labels and role != UNLABELLED)
-            provided[role] = check_rows(rows, role, data, check, problems)
     problems.raise_if_any()
+    kept = _KEPT.get(_key(data, task, training))
+    provided, task = ({**kept[0]}, kept[1]) if kept else read_sources(data, task, training)
     skipped = [(role, bad) for role, rows in provided.items() for bad in sorted(rows.skipped, key=lambda bad: bad[:2])]
     splits = Splits({}, [note for role, rows in provided.items() for note in describe_skipped(role, rows)], skipped)
     unlabelled = provided.pop(UNLABELLED, None)
@@ -145,6 +126,60 @@ def read_splits(
     return splits, task
 
 
+def read_sources(data: DataConfig, task: TaskType, training: TrainingConfig) -> tuple[dict[str, Rows], TaskType]:
+    """Read and check the rows of every source, and fit the task to the training rows.
+
+    Raises:
+        UserError: Lists the problems of all sources.
+    """
+    problems = Problems("data", row_hint=SKIP_HINT)
+    check_filter(data, task.traits.filters, problems)
+    provided: dict[str, Rows] = {}
+    for role in ("train", "validation", "test", UNLABELLED):
+        source = getattr(data, role)
+        if source is not None:
+            group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
+            columns = task.inputs if role == UNLABELLED else [*task.inputs, *task.targets]
+            try:
+                provided[role] = read_rows(source, role, data, [*columns, *group], task.traits.readers)
+            except UserError as error:
+                problems.absorb(error)
+    if data.train is None:
+        task = task.fit(from_columns({}, "data.train"), problems)
+    if "train" in provided:
+        if names := [name for name in data.filter or () if name in task.traits.filters]:
+            pairs = provided["train"]
+            provided["train"] = pairs.without(filter_pairs(pairs, task.inputs[0], task.targets[0], names))
+        task, provided["train"] = _fit(task, provided["train"], data, training, problems)
+    has_labels = len(provided["train"]) > 0 if "train" in provided else data.train is None and not problems
+    for role, rows in provided.items():
+        if role != "train":
+            check = partial(task.check, targets=has_labels and role != UNLABELLED)
+            provided[role] = check_rows(rows, role, data, check, problems)
+    problems.raise_if_any()
+    return provided, task
+
+
+_KEPT: dict[str, tuple[dict[str, Rows], Any]] = {}
+"""Rows by source, and the task fitted to them, by the settings that they depend on."""
+
+
+def keep_rows(data: DataConfig, task: Any, training: TrainingConfig) -> None:
+    """Read and check the rows now, once for all later calls of `read_splits` with these settings in this process and its forks.
+
+    Shares, shots and the seed may differ.
+
+    Raises:
+        UserError: Lists the problems of all sources.
+    """
+    _KEPT[_key(data, task, training)] = read_sources(data, task, training)
+
+
+def _key(data: DataConfig, task: Any, training: TrainingConfig) -> str:
+    settings = [data.model_dump(exclude={"shots", "validation_share", "test_share"}), training.model_dump(exclude={"seed"})]
+    return json.dumps([task.document(), *settings], default=lambda value: f"{type(value).__name__} at {id(value)}")
+
+
 def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig, problems: Problems) -> tuple[TaskType, Rows]:
     """Fit the task to the usable training rows, and return both."""
     fitted = task
@@ -160,7 +195,7 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig
         fitted.check(rows, problems)
 
     if data.on_bad_rows == "skip":
-        train = check_rows(train, "train", data, check_inputs, Problems())  # other problems are collected below
+        train = check_rows(train, "train", data, check_inputs, Problems())  # problems other than bad rows are found again below
     train = check_rows(train, "train", data, fit, problems)
     return fitted, train
 
@@ -177,7 +212,8 @@ def _without_validation(share: float, size: int, rows: int, minimum: int) -> str
 def input_texts(task: Any, rows: Rows) -> Iterator[str]:
     """Yield the input of each row as one text.
 
-    The separator of columns is surrounded by spaces: normalization then removes spaces at the ends of each cell.
+    The separator between columns has a space on each side: normalization collapses repeated spaces, so those at the ends of a
+    cell make no difference.
     """
     columns = [rows.columns[name] for name in task.inputs]
     return (" \0 ".join(map(str, cells)) for cells in zip(*columns, strict=True))
@@ -189,7 +225,7 @@ def input_keys(task: Any, rows: Rows) -> np.ndarray:
 
 
 def check_shares(data: DataConfig, problems: Problems) -> None:
-    """Add problems for a test share together with `data.test`, and for shares that leave no training rows."""
+    """Add a problem if both a test share and `data.test` are set, and one if the shares leave no training rows."""
     if data.test is not None and data.test_share:
         problems.add(f"data.test_share: found {data.test_share} together with data.test; allowed: one of the two")
     if data.train is not None and data.validation is None and data.validation_part + data.test_share >= 1:

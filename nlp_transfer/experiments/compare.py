@@ -11,7 +11,7 @@ from typing import Any
 
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.portable_paths import mapping, portable, replaced
-from nlp_transfer.data.splits import Splits, read_splits
+from nlp_transfer.data.splits import Splits
 from nlp_transfer.experiments.advice import show, show_seconds
 from nlp_transfer.experiments.plan import Plan, PlannedRun, make_plan
 from nlp_transfer.experiments.results_table import notes, table, write_tables
@@ -98,22 +98,22 @@ def compare(
     find_model(first.config.model)
     needs_validation = split_of(first.config.data) == "validation" or len(plan.rates) > 1
     needs_validation = needs_validation or any(run.strategy.traits.needs_validation for run in runs)
-    splits, _ = read_splits(first.config.data, first.task, first.config.training, plan.seeds[0], needs_validation)
-    say(*splits.notes)
-    if splits.validation_share is not None:  # every run must make the same splits
-        plan.base["data"] = {**plan.base["data"], "validation_share": splits.validation_share}
-    with locked_folder(folder):
-        documents = strategy_documents(plan, runs)
-        _check_same(folder, plan, first, splits, documents)
-        with RunServer(verbose, code) as server:
+    with RunServer(verbose, code) as server:
+        splits = server.read(plan.document(_all_runs(plan)[0], folder), plan.seeds[0], needs_validation)
+        say(*splits.notes)
+        if splits.validation_share is not None:  # every run must make the same splits
+            plan.base["data"] = {**plan.base["data"], "validation_share": splits.validation_share}
+        with locked_folder(folder):
+            documents = strategy_documents(plan, runs)
+            _check_same(folder, plan, first, splits, documents)
             runner = _Runner(plan, folder, server, first, documents, keep_models)
             chosen = runner.run_all()
-        summary = summarize(plan, chosen, first)
-        write_tables(folder, summary, plan.seeds)
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if it cannot cache its list of fonts
-        from nlp_transfer.experiments.comparison_page import write_page  # loads matplotlib
+            summary = summarize(plan, chosen, first)
+            write_tables(folder, summary, plan.seeds)
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if it cannot cache its list of fonts
+            from nlp_transfer.experiments.comparison_page import write_page  # loads matplotlib
 
-        write_page(folder / "comparison.html", summary, plan.seeds)
+            write_page(folder / "comparison.html", summary, plan.seeds)
     _show(summary, plan, folder)
     return Comparison(folder, summary.rows, summary.advice, summary.metric, summary.split, runner.failed)
 

@@ -1,8 +1,8 @@
 """A server process that forks for each run of a comparison.
 
 The server imports the toolkit once for all runs. A process per run measures the peak memory of that run, and keeps a crash from
-ending the others. The server reads each job as a pickle from standard input and writes the exit status as a line to standard
-output. If standard input is closed because the command has ended, the current run is killed.
+ending the others. It also reads the data once for all runs. The server reads each job as a pickle from standard input and writes
+its reply as a pickle to standard output. If standard input is closed because the command has ended, the current run is killed.
 
 On systems without fork, a server executes one job and exits.
 """
@@ -13,18 +13,23 @@ import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nlp_transfer.data.splits import Splits, keep_rows, read_splits
 from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS_FILE
 from nlp_transfer.fine_tune import FineTuned, fine_tune
+from nlp_transfer.run.resolve import resolve
 from nlp_transfer.security.child_processes import end_with_input, end_with_parent, run_forked
 from nlp_transfer.security.redaction import guard_output
 from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.settings.extensions import load_code
+from nlp_transfer.settings.schema import Document
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.utils.atomic_files import open_for_append, replacing, write_json
 from nlp_transfer.utils.checksums import sha256_of
@@ -46,14 +51,42 @@ def serve() -> None:
             job = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        if hasattr(os, "fork"):
-            status = run_forked(_work, replies, job)
+        reply: Any
+        if "read" in job:
+            reply = _read(**job)
+        elif hasattr(os, "fork"):
+            reply = run_forked(_work, replies, job)
         else:
             end_with_input()
-            status = _run_job(job)
-        os.write(replies, f"{status}\n".encode())
+            reply = _run_job(job)
+        with open(replies, "wb", closefd=False) as stream:
+            pickle.dump(reply, stream)
         if not hasattr(os, "fork"):
             return
+
+
+def _read(read: Document, seed: int, needs_validation: bool) -> Splits | str:
+    """Read the data of a run for all runs that are forked later; return the splits without their cells, or a message."""
+    with interruptible():
+        try:
+            run = resolve(read, shared=True)
+            keep_rows(run.config.data, run.task, run.config.training)
+            splits, _ = read_splits(run.config.data, run.task, run.config.training, seed, needs_validation)
+        except UserError as error:
+            return str(error)
+    nothing = np.zeros(0, np.int64)
+    rows = {name: replace(rows, columns={}, file_of=nothing, position=nothing) for name, rows in splits.rows.items()}
+    return replace(splits, rows=rows)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end this process inside the context."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _work(replies: int, job: dict[str, Any]) -> None:

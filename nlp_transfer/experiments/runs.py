@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
+from nlp_transfer.data.splits import Splits
 from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.saved_models.layout import RUN_FILES
 from nlp_transfer.security.child_processes import start_program
@@ -136,6 +137,20 @@ class RunServer:
         self.process: Any = None  # a `subprocess.Popen`
         self.errors: Any = None
 
+    def read(self, document: Document, seed: int, needs_validation: bool) -> Splits:
+        """Read and check the data of the runs, once for all of them; return the splits without their cells.
+
+        Raises:
+            UserError: the data cannot be used.
+        """
+        reply = self._request({"read": document, "seed": seed, "needs_validation": needs_validation})
+        self.errors.seek(0)
+        say(*self.errors.read().decode(errors="replace").splitlines())
+        if isinstance(reply, str):
+            raise UserError(reply)
+        splits: Splits = reply
+        return splits
+
     def run(self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any]) -> Outcome:
         """Execute a run, or resume it if it is unfinished.
 
@@ -160,16 +175,22 @@ class RunServer:
             write_json(folder / OUTCOME, {"failed": outcome.failed})
         return outcome
 
-    def _request(self, job: dict[str, Any], log: Path) -> int:
-        """Send a job to the server, show its log until it ends, and return its exit status."""
+    def _request(self, job: dict[str, Any], log: Path | None = None) -> Any:
+        """Send a job to the server, show its log until it ends, and return its reply."""
         process = self._started()
-        shown = log.stat().st_size if log.exists() else 0
+        shown = log.stat().st_size if log is not None and log.exists() else 0
         with contextlib.suppress(BrokenPipeError):  # the missing reply is reported below
             process.stdin.write(pickle.dumps(job))
             process.stdin.flush()
-        replies: SimpleQueue[bytes] = SimpleQueue()
-        # A thread, because not every system can read a pipe with a timeout.
-        threading.Thread(target=lambda: replies.put(process.stdout.readline()), daemon=True).start()
+        replies: SimpleQueue[list[Any]] = SimpleQueue()
+
+        def receive() -> None:
+            with contextlib.suppress(EOFError, pickle.UnpicklingError):  # the process has ended
+                replies.put([pickle.load(process.stdout)])
+                return
+            replies.put([])
+
+        threading.Thread(target=receive, daemon=True).start()  # because not every system can read a pipe with a timeout
         reply = None
         while reply is None:
             with contextlib.suppress(Empty):
@@ -179,10 +200,10 @@ class RunServer:
             self.errors.seek(0)
             lines = self.errors.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"]
             raise RuntimeError(f"the process for the runs ended with status {self.close()}: {lines[-1]}")
-        return int(reply)
+        return reply[0]
 
-    def _show(self, log: Path, shown: int) -> int:
-        if not self.verbose or not log.exists():
+    def _show(self, log: Path | None, shown: int) -> int:
+        if log is None or not self.verbose or not log.exists():
             return shown
         with log.open("rb") as file:
             file.seek(shown)

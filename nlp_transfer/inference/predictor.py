@@ -1,4 +1,4 @@
-"""Predict lists of texts, tables in memory and chunks of a file with a saved model."""
+"""Make predictions for lists of texts, tables in memory and chunks of a file with a saved model."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,22 +49,22 @@ class Predictor:
     def __call__(
         self, inputs: Any, probabilities: bool = False, on_bad_rows: OnBadRows = "refuse"
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        """Predict texts, or the rows of a table.
+        """Return predictions for texts, or for the rows of a table.
 
         Args:
-            inputs: a list, Series or array of texts (for a model of text pairs: of tuples of texts; for a model of words: also of
-                lists of words); a DataFrame, Dataset, Arrow
-                table, dict of columns or list of dicts with the columns that the model was trained on; or a single text or row.
+            inputs: a list, Series or array of texts (of tuples of texts, if the model takes pairs; also of lists of words, if it
+                takes words); a DataFrame, Dataset, Arrow table, dict of columns or list of dicts with the columns that the model
+                was trained on; or a single text or row.
             probabilities: whether to add `probability:LABEL` for every label.
-            on_bad_rows: for texts that are empty, missing (None, NaN) or not texts: `refuse` raises an error, `skip` sets the
-                row's values to None and gives the reason as `note`.
+            on_bad_rows: what happens if an input is empty, missing (None, NaN) or not a text: `refuse` raises an error, `skip`
+                sets the row's values to None and gives the reason as `note`.
 
         Returns:
             A list with one dict for each row, in order, or one dict for a single text or row. Labels have the type of the
             training labels; the predictions of a multi-label model are lists.
 
         Raises:
-            UserError: the inputs hold no texts, a column is missing, or a text is bad and `on_bad_rows` is `refuse`.
+            UserError: `inputs` is none of the above, a column is missing, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
         rows, single = read_inputs(inputs, self.task.inputs, self.task.traits.word_lists)
@@ -81,7 +81,7 @@ class Predictor:
         return records[0] if single else records
 
     def predict_columns(self, rows: Rows, probabilities: bool = False, cells: bool = False) -> dict[str, list[Any]]:
-        """Return the predictions as columns of Python values, or of cells of a CSV file, in row order.
+        """Return the predictions in row order, as columns of Python values or, if `cells` is true, of CSV cells.
 
         Raises:
             UserError: a row cannot be predicted.

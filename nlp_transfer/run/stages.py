@@ -64,8 +64,8 @@ def encode(run: Run) -> Run:
 def build(run: Run, folder: RunFolder) -> Run:
     """Build the model, resolve `auto` settings, and prepare model and data as the strategy requires.
 
-    Check that the untrained model can be saved and scored. `folder` is created after all checks that are possible before
-    training, with `config.yaml` in it.
+    Check that the untrained model can be saved and scored. After all checks that are possible before training, create
+    `folder` with `config.yaml` in it.
     """
     started, training, task, tables = time.monotonic(), run.config.training, run.task, run.job.tables
     with quiet():
@@ -133,7 +133,7 @@ def report(run: Run, folder: RunFolder) -> Run:
 
 
 def _callbacks(run: Run) -> list[Callback]:
-    """Return the callbacks of the run: names of rows in errors, augmentation, and those of the user."""
+    """Return the callbacks of the run: one that names rows in error messages, one for augmentation, and the user's own."""
     augment = None
     if run.strategy.traits.takes_steps:
         augment = make_augmenter(run.config.training, run.checkpoint.tokenizer, run.job.tables["train"], run.task.max_length)
@@ -142,7 +142,7 @@ def _callbacks(run: Run) -> list[Callback]:
 
 
 def _describe_rows(splits: Splits, indices: np.ndarray) -> str:
-    """Name up to five training rows by file and row, without rows that the strategy added."""
-    from_files = indices[indices < len(splits.train)]
-    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return "; ".join(splits.train.where(int(row)) for row in from_files[:5]) + more
+    """Return the locations of up to five training rows in their files, leaving out rows that the strategy added."""
+    named = [splits.train.where(int(row)) for row in indices[indices < len(splits.train)][:5]]
+    more = f" and {len(indices) - len(named)} more" if len(indices) > len(named) else ""
+    return "; ".join(named) + more

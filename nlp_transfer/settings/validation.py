@@ -177,7 +177,7 @@ def _locate(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[s
     names: list[str] = []
     owner = schema
     for part in location:
-        if part == owner.__name__ or str(part).startswith("literal["):  # a member of a union
+        if part == owner.__name__ or str(part).startswith(("literal[", "function-")):  # a member of a union
             continue
         names.append(str(part))
         if isinstance(part, int):  # a position in a list of settings

@@ -1,8 +1,8 @@
 """Callbacks: code that runs at fixed points of training.
 
-The same callbacks run in the same order at every hook (`ordered`): the moving average of the weights, the log, the progress bar,
-early stopping, those of `training.callbacks`, those passed in Python, evaluation, and checkpoints. The changes of a user's
-callback are therefore in the checkpoint of the same step.
+At every hook, callbacks run in the same order (`in_order`): the moving average of the weights, the log, the progress bar, early
+stopping, those of `training.callbacks`, those passed in Python, evaluation, and checkpoints. Changes that a user's callback makes
+are therefore included in the checkpoint of the same step.
 """
 
 import random
@@ -31,9 +31,9 @@ class Step:
     number: int
     """Number of the step in the run, counted from 1."""
     epoch: float
-    """Epochs of the phase that are finished after this step."""
+    """Epochs of the phase completed by this step, including a fraction of the current one."""
     rows: np.ndarray
-    """Indices of the rows in the table of the phase, over all processes; int64."""
+    """Indices of the step's rows, from all processes, in the table of the phase; int64."""
     loss: float
     """Mean loss of the rows, over all processes."""
     grad_norm: float
@@ -41,7 +41,7 @@ class Step:
     learning_rate: float
     """Learning rate, without the factors of parameter groups."""
     values: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
-    """This process's share of the loss and of each step metric of the task; the sum over all processes is the mean."""
+    """This process's share of the mean loss and of each mean step metric of the task; all shares add up to the means."""
 
 
 class Callback:
@@ -59,8 +59,8 @@ class Callback:
             to call it in one process. In `on_checkpoint`, it takes effect after the next step.
         `trainer.log(name=value)`: write numbers to `log.jsonl` and to the trackers.
         `trainer.gradients()`: in `on_before_optimizer_step`, the gradients that the optimizer applies.
-        `trainer.update_weights()`: apply the pending updates of embedding tables. With the fast kernels, rows that were not in
-            recent batches lag behind; call it before reading weights in `on_step` or `on_checkpoint`.
+        `trainer.update_weights()`: apply the pending updates of embedding tables. With the fast kernels, table rows that
+            recent batches did not look up lag behind; call this before reading weights in `on_step` or `on_checkpoint`.
         To change the learning rate, set `group["lr"]` of `trainer.optimizer.param_groups` in `on_before_optimizer_step`.
 
     Resuming: PyTorch's random numbers depend on the seed and the step only. A callback that remembers something between steps
@@ -100,7 +100,7 @@ class Callback:
         """Called after each optimizer step."""
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Called after each evaluation on validation, with its metrics; `trainer.position.best_step` is the best step so far."""
+        """Called after each validation, with its metrics; `trainer.position.best_step` is the best step so far."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """Called after each checkpoint was written to the folder `path`."""
@@ -109,7 +109,7 @@ class Callback:
         """Called after the last step of a phase."""
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Called if training ends with an exception, signals (`KeyboardInterrupt`) included. The exception is raised anyway."""
+        """Called if training ends with an exception or a signal (`KeyboardInterrupt`). The exception is then raised again."""
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Called once, after the best weights were restored. Not called after an exception."""

@@ -36,7 +36,7 @@ from nlp_transfer.utils.console import say
 
 
 class Flags(NamedTuple):
-    """What any process reports before an optimizer step, and the loss over all processes."""
+    """What at least one process reports before an optimizer step, and the mean loss over all processes."""
 
     not_finite: bool = False
     signal: bool = False
@@ -49,14 +49,14 @@ class Trainer:
     """Trains a model on token tables. After `train`, the model has the best weights.
 
     Args:
-        model: with its head, as prepared by the strategy.
+        model: the model with its head, already prepared by the strategy.
         task: computes the loss and the validation metrics.
         data: token tables by split: `train` and, if there is one, `validation`.
         strategy: training strategy; None: full fine-tuning.
         settings: training settings, with or without `auto` values; None: the defaults.
         callbacks: your callbacks. They run after those of `settings.callbacks`; see `Callback`.
-        output_dir: folder of `checkpoints/` and `log.jsonl`; None: nothing is written, and an interrupted run cannot resume.
-        objectives: objectives by name, which a phase can use instead of the task.
+        output_dir: folder for `checkpoints/` and `log.jsonl`; None: nothing is written, and an interrupted run cannot resume.
+        objectives: objectives by name; a phase can use one of them instead of the task's loss.
         user_metrics: additional validation metrics.
 
     Raises:
@@ -124,7 +124,7 @@ class Trainer:
         self.run_log.write(self.position.step, **values)
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Return copies of the gradients that the optimizer applies, clipped, by parameter name."""
+        """Return copies of the clipped gradients that the optimizer applies, by parameter name."""
         return self.phase_optimizer.gradients()
 
     def update_weights(self) -> None:
@@ -157,11 +157,12 @@ class Trainer:
         """Raise a ValueError if the position of a checkpoint is impossible in this run."""
         self.planner.check_position(position, self.objectives)
         if position.ended and not self.may_be_stopped:
-            raise ValueError("ended: found true; allowed: false, since the run has no callbacks of the user")
+            raise ValueError("ended: found true; allowed: false, since this run has no user callback that could have stopped it")
         scaler = self.accelerator.scaler
         names = {} if scaler is None else scaler.state_dict()
         if position.scaler.keys() != names.keys():
-            raise ValueError(f"scaler: found {position.scaler}; allowed: numbers for {', '.join(names) or 'nothing'}")
+            allowed = f"numbers for {', '.join(names)}" if names else "no numbers"
+            raise ValueError(f"scaler: found {position.scaler}; allowed: {allowed}")
 
     def _next_phase(self) -> Phase | None:
         """Return the next phase of the strategy and move the position to its start; None: training is finished."""
@@ -181,7 +182,7 @@ class Trainer:
         self.plan = plan = self.planner.window_plan(phase, finished)
         self.total_steps = self.planner.steps(phase, finished, position.step - position.phase_step)
         if self.total_steps == 0 or (position.ended and position.phase_step == 0):
-            reason = f"no steps are left of training.max_steps {self.settings.max_steps}"
+            reason = f"training.max_steps {self.settings.max_steps} leaves no steps for it"
             say(f"warning: phase {phase.name} is skipped: {'a callback stopped training' if position.ended else reason}")
             return
         with prepared_phase(self, phase) as gradient, self.signals.held():
@@ -194,7 +195,7 @@ class Trainer:
             self.callbacks.call("on_phase_end", self, phase)
 
     def _take_step(self, window: Window, gradient: WindowGradient) -> Step:
-        """Take the optimizer step of a window, and move the position behind it."""
+        """Take the optimizer step of a window, and move the position past it."""
         position, started = self.position, time.monotonic()
         rate = set_rate(self.optimizer, rate_factor(position.phase_step, self.total_steps, self.settings))
         values = gradient.compute(window, position)
@@ -214,7 +215,7 @@ class Trainer:
         return step
 
     def _reduce_flags(self, norm: Any, loss: torch.Tensor) -> Flags:
-        """Return what is true in any process: loss not finite, signal arrived, checkpoint overdue; and the mean loss."""
+        """Return the mean loss, and whether any process has a non-finite loss or gradient, a signal or an overdue checkpoint."""
         # In fp16 only the loss must be finite: if gradients overflow, the scaler skips the step.
         values = loss if self.precision == "fp16" else torch.as_tensor(norm).to(loss.device) + loss
         overdue = self.is_main_process and self.checkpoints.overdue

@@ -1,4 +1,4 @@
-"""Facts about a strategy that other code asks for before, and instead of, calling its methods."""
+"""Facts about a strategy that other code can read without calling any of its methods."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # a small sentence en
 def default_learning_rate(model: nn.Module) -> float:
     """Return the peak learning rate of full fine-tuning.
 
-    Wider models need lower rates: in published recipes for encoders of width 384, 768 and 1024, the rate falls roughly with the
-    square of the width.
+    Wider models need lower rates: in published recipes for encoders of width 384, 768 and 1024, the rate falls a little
+    faster than with the square of the width.
     """
     return float(f"{min(5e-4, 5e-5 * (768 / width(model)) ** 2.5):.1e}")
 
@@ -39,8 +39,9 @@ class StrategyTraits:
         needs_train: Whether `data.train` is required.
         needs_validation: Whether a validation split is required, even a small one.
         uses_unlabelled: Whether `data.unlabelled` has an effect.
-        always_used: Dotted names of settings that have an effect although another setting usually overrides them.
-        default_model: A small model that suits the strategy, the default of `model`. None: a model is required.
+        always_used: Dotted names of settings that have an effect with this strategy, even where another setting would usually
+            override them.
+        default_model: A small model that suits the strategy, the default of `model`. None: `model` must be set.
         head: The head to use if `task.head` is null. None: the head of the model family.
         learning_rate: Returns the peak learning rate of a model for `learning_rate: auto`.
     """

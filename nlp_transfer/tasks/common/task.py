@@ -29,7 +29,8 @@ class Description:
 
     Attributes:
         strata: Stratum of each row for a stratified split, int64 of shape (rows,).
-        lines: Lines to print, such as the class balance or the range of values. May be a generator, since they can be costly.
+        lines: Lines to print, such as the class balance or the range of values. May be a generator, since they can be costly to
+            compute.
         classes: Names of the classes. A validation split needs a few rows of each.
         obstacles: Reasons why no rows can be held out.
     """
@@ -64,7 +65,7 @@ class Task(NamedSettings, ABC):
     @property
     @abstractmethod
     def targets(self) -> list[str]:
-        """The columns that contain the target, required in addition for training and evaluation."""
+        """The columns that contain the target; training and evaluation require them too."""
 
     @abstractmethod
     def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
@@ -73,8 +74,8 @@ class Task(NamedSettings, ABC):
         Report data that cannot be trained on.
 
         Args:
-            train: None: only check the settings. Without rows: the run has no training data, so the settings must name
-                everything that would be learned.
+            train: The training rows. None: only check the settings. Empty: the run has no training data, so the settings must
+                name everything that would otherwise be learned.
             training: Settings that must be compatible with the task. None: they are not checked.
         """
 
@@ -87,10 +88,10 @@ class Task(NamedSettings, ABC):
 
     @abstractmethod
     def describe(self, train: Rows) -> Description:
-        """Describe training rows, for their split and for the user."""
+        """Describe the training rows: what is needed to split them, and what to tell the user."""
 
     def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
-        """Return a copy with the settings that depend on the checkpoint and its tokenizer, such as the maximum length.
+        """Return a copy with values for the settings that depend on the checkpoint and its tokenizer, such as the maximum length.
 
         Args:
             train: The training rows. None: the checkpoint is the saved model of the task.
@@ -119,10 +120,10 @@ class Task(NamedSettings, ABC):
 
     @abstractmethod
     def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> Objective:
-        """Return the training loss with the options of the settings, such as label smoothing.
+        """Return the training loss, with the options that the training settings specify, such as label smoothing.
 
         Args:
-            training: None: the plain loss, with which metrics are computed.
+            training: The training settings. None: the plain loss, as used for metrics.
             train: The training rows, for `balanced` class weights. None: without these weights.
         """
 
@@ -133,13 +134,13 @@ class Task(NamedSettings, ABC):
         """Predict a batch.
 
         Args:
-            chosen: bool of shape (rows,): rows to predict, in draft quality, during training (`Scorer.draft`). None: all rows, in
-                the best quality. Losses are always computed for all rows.
-            texts: Text columns of these rows, which are not inputs of the model (`TokenTable.texts`).
+            chosen: Which rows to predict, bool of shape (rows,). Used during training, for predictions in draft quality
+                (`Scorer.draft`). None: predict all rows, in the best quality. Losses are always computed for all rows.
+            texts: Text columns of all rows of the batch, which are not inputs of the model (`TokenTable.texts`).
 
         Returns:
-            Compact arrays of shape (rows, ...), not logits of all tokens, with a column `prediction`. And if the batch has
-            targets, the plain loss and its count by term.
+            Compact arrays of shape (rows, ...), including `prediction` but never the logits of all tokens. If the batch has
+            targets, also the sum and the item count of each term of the plain loss.
         """
 
     @abstractmethod
@@ -149,8 +150,8 @@ class Task(NamedSettings, ABC):
         """Return predictions as named output columns, such as `prediction` and `probability`.
 
         Args:
-            references: Targets in the form of `prediction`, for a first column `reference`. Numbers are then exact, so that the
-                metrics can be reproduced.
+            references: Targets in the form of `prediction`; they become the first column, `reference`. Numbers are then not
+                rounded, so that the metrics can be reproduced.
             probabilities: Whether to add a column `probability:LABEL` for each label.
             cells: Whether to format values as cells of a CSV file.
         """
@@ -175,6 +176,6 @@ class Task(NamedSettings, ABC):
 
 
 def check_has_rows(train: Rows | None, problems: Problems) -> None:
-    """Report that there is no training data, for a task that cannot do without."""
+    """Report that there is no training data, for a task that cannot do without it."""
     if train is not None and not len(train):
         problems.add("data.train: is required and was not given; this task learns its possible predictions from these rows")
