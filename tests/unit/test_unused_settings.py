@@ -156,7 +156,7 @@ def test_what_translate_takes_changes_what_is_computed(changed: dict[str, Any], 
     def seen(settings: dict[str, Any]) -> str:
         translator = load_translator(translators["nllb"], settings=NLLB | settings)
         task, sides = translator.task, translator.task.tokenizers
-        search = [task.beams, task.length_penalty, task._limit(9), task.longest_piece, task.source]
+        search = [task.beams, task.length_penalty, task.target_limit(9), task.longest_piece, task.source]
         return str([sides.source_ids(texts, task.max_length), sides.start, sides.forced, search])
 
     assert seen(changed) != seen({})
