@@ -197,7 +197,7 @@ class TextGenerationTask(Task):
         else:
             task._tokenizers = task._seq2seq_tokenizers(checkpoint)
         names = {"source_language", "target_language"} - task.tokenizers.language_settings
-        task._unused = dict.fromkeys(names, "the model translates in one direction")
+        task._unused = dict.fromkeys(names, "the languages of the model are fixed")
         return task
 
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
