@@ -1,4 +1,4 @@
-"""Check and filter parallel texts: empty sides, identical sides, duplicates and unusual length ratios."""
+"""Check and filter pairs of texts: empty sides, identical sides, duplicates and unusual length ratios."""
 
 from collections.abc import Sequence
 
