@@ -18,11 +18,12 @@ from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems, UserError
 from tests.builders import refused, sentiment_rows
 
-REFERENCES = [text for text, _ in sentiment_rows(60)]
-# Another text in some rows, else the reference without its first words or with another line.
+WORDS = [text.split() for text, _ in sentiment_rows(60)]
+REFERENCES = ["\n".join((" ".join(words[:2]), " ".join(words[2:]))) for words in WORDS]  # two sentences each
+# Another text in some rows; else the reference, without its first words or with its sentences swapped.
 PREDICTIONS = [
-    " ".join((text if i % 2 else REFERENCES[-i]).split()[i % 3 :]) + "\nand the end" * (i % 4 == 1)
-    for i, text in enumerate(REFERENCES)
+    f"{' '.join(words[2:])}\n{' '.join(words[:2])}" if i % 4 == 1 else " ".join((words if i % 2 else WORDS[-i])[i % 3 :])
+    for i, words in enumerate(WORDS)
 ]
 SCORER = SummarizationScorer("token_accuracy", draft_rows=2, max_length=16)
 
