@@ -5,7 +5,7 @@
         --task.summary headline --output_dir runs/mine
 
 Without arguments, BART (139 M parameters) is fine-tuned on SAMSum, short dialogues with summaries, both from the hub. ROUGE needs
-`pip install 'nlp_transfer[summarization]'`. Other models:
+`pip install rouge-score`. Other models:
 
     --model google-t5/t5-small --task.prefix 'summarize: '
     --model facebook/mbart-large-cc25 --task.source_language de_DE --task.target_language de_DE --strategy.name lora

@@ -1,5 +1,7 @@
-"""ROUGE of generated texts with one reference each, by the package rouge-score (Lin 2004, "ROUGE: A Package for Automatic
-Evaluation of Summaries"): F1 from 0 to 100, averaged over rows, without stemming.
+"""ROUGE of generated texts with one reference each, by the package rouge-score.
+
+Values are F1 scores from 0 to 100, averaged over rows, without stemming (Lin 2004, "ROUGE: A Package for Automatic Evaluation of
+Summaries").
 
 - `rouge1`, `rouge2`: words, and pairs of adjacent words.
 - `rougeL`: the longest common subsequence of words.
@@ -40,7 +42,7 @@ def missing_package() -> str | None:
     """Return how to install rouge-score; None if it is installed."""
     if find_spec("rouge_score"):
         return None
-    return "ROUGE needs the package rouge-score, which is not installed; pip install 'nlp_transfer[summarization]'"
+    return "ROUGE needs the package rouge-score, which is not installed; to install it: pip install rouge-score"
 
 
 def rouge_scores(
