@@ -13,6 +13,7 @@ from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
     BATCH_SIZE,
+    BEAMS,
     CODE,
     OVERWRITE,
     PRECISION,
@@ -121,6 +122,7 @@ def evaluate(
 @cli.command(cls=TextsHelp, context_settings=OVERRIDES)
 @click.argument("model")
 @click.option("--probabilities", is_flag=True, help="Add a column probability:LABEL for each label.")
+@BEAMS
 @file_options
 def predict(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
     """Predict the rows of a file, or TEXTs.
@@ -137,7 +139,7 @@ def predict(ctx: click.Context, model: str, texts: tuple[str, ...], **options: A
 
 @cli.command(cls=TextsHelp, context_settings=OVERRIDES)
 @click.argument("model")
-@click.option("--beams", type=click.IntRange(min=1), help="Beams of the beam search; 1: greedy.  [default: as in the model]")
+@BEAMS
 @file_options
 def translate(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
     """Translate the rows of a file, or TEXTs.
@@ -156,7 +158,7 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
     command = str(ctx.command.name)
     check_inputs(f"nlp-transfer {command} {model}", texts, options)
     file_arguments = {field.name: options.pop(field.name) for field in fields(FileOptions)}
-    arguments = {"model": model, "settings": settings, "translate": command == "translate", **options}
+    arguments = {"model": model, "settings": settings, "command": command, **options}
     if texts:
         predict_texts(arguments, texts)
     else:

@@ -35,6 +35,11 @@ PRECISION = click.option(
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows per batch.  [default: the fastest]")
+BEAMS = click.option(
+    "--beams",
+    type=click.IntRange(min=1),
+    help="For generated text: beams of the search; 1: greedy.  [default: as in the model]",
+)
 BASE = click.option("--base", metavar="MODEL", help="Base model of an adapter, if it was moved.  [default: as recorded]")
 FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),

@@ -22,6 +22,7 @@ from nlp_transfer.inference.predictor import PRECISION, Predictor
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.device import inference_device
 from nlp_transfer.tasks import task_name
+from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
@@ -47,8 +48,8 @@ class FilePredictor:
         batch_size: rows per batch; None: the fastest number on the device.
         precision: fp32, bf16, fp16 or auto.
         probabilities: whether to add a column with the probability of each label.
-        translate: whether the command is `translate`.
-        beams: beam size; None: the task's.
+        command: name of the command, `predict` or `translate`.
+        beams: beam size of a model that generates text; None: the task's.
         processes: number of processes that each load the model.
         base: current location of the base model of an adapter; None: the recorded one.
 
@@ -64,7 +65,7 @@ class FilePredictor:
         batch_size: int | None,
         precision: str,
         probabilities: bool = False,
-        translate: bool = False,
+        command: str = "predict",
         beams: int | None = None,
         processes: int = 1,
         base: str | None = None,
@@ -75,19 +76,18 @@ class FilePredictor:
                 "allowed: 1"
             )
         predictor = open_predictor(model, settings, batch_size, precision, base)
-        if translate and not predictor.task.traits.generates:
-            raise UserError(
-                f"{model}: is a {task_name(predictor.task)} model, which does not translate; use nlp-transfer predict"
-            )
-        if predictor.task.traits.generates and not translate:
-            raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
+        traits = predictor.task.traits
+        if command != traits.command:
+            raise UserError(f"{model}: is a {task_name(predictor.task)} model; use nlp-transfer {traits.command}")
+        if beams and not traits.generates:
+            raise UserError(f"--beams: {model} is a {task_name(predictor.task)} model, which has no beam search; leave it out")
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
-        if probabilities and not predictor.task.traits.has_probabilities:
-            raise UserError(f"--probabilities: {model} predicts numbers, which have no probabilities; leave it out")
+        if probabilities and not traits.has_probabilities:
+            raise UserError(f"--probabilities: {model} predicts {traits.prediction}s, which have no probabilities; leave it out")
         say(*unused_columns(predictor.task, source))
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
-        self.translator = Translator(predictor) if translate else None
+        self.translator = Translator(predictor) if command == "translate" else None
 
     @property
     def chunk_rows(self) -> int:
@@ -107,7 +107,7 @@ class FilePredictor:
         """
         predictor, model = self.predictor, self.predictor.model
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-        pair = None if self.translator is None else self.translator.task.tokenizers
+        pair = predictor.task.tokenizers if isinstance(predictor.task, TextGenerationTask) else None
         tokenizers_used = [pair.source, pair.target] if pair else [predictor.tokenizer]
         generation = getattr(model, "generation_config", None)
         task = {f"task.{name}": value for name, value in predictor.task.document().items()}

@@ -45,7 +45,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
     with raise_interrupts(), opened_input(options.source, form) as path, _opened_output(options, ending) as target:
         data, before = data_settings(arguments["settings"], path), state_of(path)
         rows, columns = scan_table(path, data)
-        output = _Output(target, options, ending)
+        output = _Output(target, options, ending, translates=arguments.get("command") == "translate")
         arguments = arguments | {"source": path, "processes": options.processes}
 
         def read(chunk_rows: int, inputs: list[str], identity: dict[str, Any]) -> Iterator[Batch]:
@@ -56,7 +56,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
                 yield chunk if chunk.names else _with_all_columns(chunk, columns)
             check_unchanged(path, before)
 
-        progress = Steps("translating" if arguments.get("translate") else "predicting", rows)
+        progress = Steps("translating" if output.translates else "predicting", rows)
         if options.processes == 1:
             with importing():
                 from nlp_transfer.inference.file_predictor import FilePredictor
@@ -81,6 +81,7 @@ class _Output:
     target: OutputFile | OutputStream
     options: FileOptions
     ending: str
+    translates: bool = False
     inputs: Sequence[str] = ()
     """Columns that the model reads, known once it is loaded."""
     types: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class _Output:
         """Write and record all predictions; print the number of rows without a prediction, and the reasons."""
         target = self.target
         source = "standard input" if self.options.source == DASH else str(self.options.source)
-        rows = chunks = in_pieces = 0
+        rows = chunks = long_texts = 0
         kinds: Counter[str] = Counter()
         examples: list[str] = []
         writer = None
@@ -107,7 +108,7 @@ class _Output:
                 kinds.update(fault.kind for fault in predictions.faults.values())
                 for index, fault in islice(predictions.faults.items(), SHOWN - len(examples)):
                     examples.append(fault.at(f"{source}, row {chunk.first + index}"))
-                rows, chunks, in_pieces = rows + len(chunk), chunks + 1, in_pieces + predictions.in_pieces
+                rows, chunks, long_texts = rows + len(chunk), chunks + 1, long_texts + predictions.long_texts
                 (progress.skip if predictions.resumed else progress.advance)(len(chunk))
             with target.writing():
                 stack.close()
@@ -124,8 +125,9 @@ class _Output:
             say(f"warning: {kinds.total()} of {rows} rows have no prediction: {counted}", *examples, *more)
         if chunks < self.options.processes:
             say(f"the input has only {chunks} chunk{'s' if chunks > 1 else ''}, so some processes were idle")
-        if in_pieces:
-            say(f"{in_pieces} texts were longer than task.longest_source of the model and were translated in pieces")
+        if long_texts:
+            limit, done = ("longest_source", "translated in pieces") if self.translates else ("max_length", "truncated")
+            say(f"{long_texts} texts were longer than task.{limit} of the model and were {done}")
 
     def _columns(self, chunk: Batch, predictions: ChunkPredictions) -> Columns:
         """Return the columns to write after those of the chunk's Arrow table."""

@@ -33,13 +33,13 @@ class ChunkPredictions(NamedTuple):
 
     Attributes:
         columns: Python values by column; None in rows without a prediction.
-        in_pieces: number of texts that were translated in pieces.
+        long_texts: number of texts that were truncated, or translated in pieces.
         faults: reasons why rows have no prediction, by row index.
         resumed: whether an earlier command predicted the chunk.
     """
 
     columns: dict[str, list[Any]]
-    in_pieces: int = 0
+    long_texts: int = 0
     faults: dict[int, Fault] = {}
     resumed: bool = False
 
@@ -51,7 +51,7 @@ class _Record:
     window: StrictStr
     rows: StrictInt
     columns: dict[StrictStr, list[Any]]
-    in_pieces: Annotated[StrictInt, Field(ge=0)]
+    long_texts: Annotated[StrictInt, Field(ge=0)]
     faults: list[tuple[StrictInt, StrictStr, StrictStr, StrictStr | None]]
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ class OutputFile:
         if record is None or record.rows != len(chunk):
             return None
         faults = {index: Fault(kind, reason, column) for index, kind, reason, column in record.faults}
-        return ChunkPredictions(record.columns, record.in_pieces, faults, resumed=True)
+        return ChunkPredictions(record.columns, record.long_texts, faults, resumed=True)
 
     def add(self, chunk: Batch, predictions: ChunkPredictions) -> None:
         """Record the predictions of a chunk."""
@@ -186,7 +186,7 @@ class OutputFile:
             with self.writing():
                 self._start(self._header)
             self._header, self._has_earlier = None, False
-        content = {"columns": predictions.columns, "in_pieces": predictions.in_pieces, "faults": faults}
+        content = {"columns": predictions.columns, "long_texts": predictions.long_texts, "faults": faults}
         line = json.dumps({"window": _digest(chunk), "rows": len(chunk), **content}).encode() + b"\n"
         if len(line) > LONGEST:  # too long for `_read`
             return

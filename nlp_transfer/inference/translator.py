@@ -39,8 +39,8 @@ class Translator:
 
     def __init__(self, predictor: Predictor) -> None:
         task = predictor.task
-        if not isinstance(task, TextGenerationTask):
-            raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `predict` for it")
+        if not isinstance(task, TextGenerationTask) or task.traits.command != "translate":
+            raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `load_predictor` for it")
         check_used(task, scored=False)
         self.predictor, self.task = predictor, task
         self.in_pieces = 0
@@ -86,10 +86,9 @@ class Translator:
             return []
         predictor, device = self.predictor, self.predictor.model.device
         with torch.inference_mode(), accelerated(predictor.model), autocast(device, predictor.precision):
-            translations, pieces = self.task.translate(
-                predictor.model, [text.strip() for text in texts], rows=predictor.batch_size or ROWS
-            )
-        self.in_pieces += int((pieces > 1).sum())
+            generated = self.task.generate(predictor.model, [text.strip() for text in texts], rows=predictor.batch_size or ROWS)
+        self.in_pieces += int((generated["pieces"] > 1).sum())
+        translations = generated["prediction"].tolist()
         return [translation if text.strip() else text for text, translation in zip(texts, translations, strict=True)]
 
     def predict_chunk(self, chunk: Batch, path: Path, probabilities: bool = False) -> ChunkPredictions:

@@ -11,19 +11,47 @@ FORMAT = ("data.encoding", "data.columns", "data.delimiter", "data.quoting")
 _TEXT = ("task.text", "task.text_pair")
 _INPUT = (*_TEXT, "task.source", "task.max_length", "task.longest_source")
 _LANGUAGES = ("task.source_language", "task.target_language")
-_SEARCH = ("task.prefix", "task.beams", "task.length_penalty", "task.length_ratio")
-_TARGETS = ("task.label", "task.label_format", "task.target", "task.separator", "task.threshold")
+_SEARCH = ("task.prefix", "task.beams", "task.length_penalty")
+_LENGTHS = ("task.length_ratio", "task.max_new_tokens")
+_TARGETS = ("task.label", "task.label_format", "task.target", "task.summary", "task.separator", "task.threshold")
 _SCORED = (*_TARGETS, "task.target_language")
 """Settings that affect metrics."""
 
 COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "train": ("*",),
     "compare": ("*", "!training.seed"),
-    "evaluate": ("data.test", "data.on_bad_rows", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_TARGETS),
-    "predict": (*FORMAT, *_TEXT, "task.max_length", "task.label_type", "task.separator", "task.threshold"),
-    "translate": (*FORMAT, "task.source", "task.max_length", "task.longest_source", *_LANGUAGES, *_SEARCH),
+    "evaluate": ("data.test", "data.on_bad_rows", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_LENGTHS, *_TARGETS),
+    "predict": (
+        *FORMAT,
+        *_TEXT,
+        "task.max_length",
+        "task.label_type",
+        "task.separator",
+        "task.threshold",
+        *_LANGUAGES,
+        *_SEARCH,
+        "task.max_new_tokens",
+    ),
+    "translate": (
+        *FORMAT,
+        "task.source",
+        "task.max_length",
+        "task.longest_source",
+        "task.length_ratio",
+        *_LANGUAGES,
+        *_SEARCH,
+    ),
     "push": (),
-    "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_TARGETS, "task.label_type", "task.translated_rows"),
+    "load_predictor": (
+        *_INPUT,
+        *_LANGUAGES,
+        *_SEARCH,
+        *_LENGTHS,
+        *_TARGETS,
+        "task.label_type",
+        "task.translated_rows",
+        "task.summarized_rows",
+    ),
 }
 """Dotted names of the settings that have an effect, by command, and for `load_predictor(settings=)`. `*` matches any name;
 `!NAME` excludes NAME."""

@@ -122,7 +122,7 @@ class DataConfig(Settings):
     """What to do with unusable rows: empty text, missing or unknown label, unparsable line. refuse: stop with an error that
     lists them. skip: exclude them from all splits, and write them to `skipped_rows.csv`."""
     filter: Annotated[list[Literal["empty", "copies", "length_ratio", "duplicates"]], Field(min_length=1)] | None = None
-    """Translation: kinds of training pairs to skip. empty: source or target is empty. copies: source and target are equal.
+    """Generated text: kinds of training pairs to skip. empty: source or target is empty. copies: source and target are equal.
     length_ratio: the ratio of their lengths in characters differs from the median of train by more than a factor of 3, unless
     both have fewer than 30 characters. duplicates: repetitions of an earlier pair. Comparisons ignore case, white space and
     Unicode normalization. null: skip none."""
@@ -223,7 +223,7 @@ class TrainingConfig(Settings):
     """Rows per process and micro-batch. auto: as many as fit in memory; each optimizer step still uses 32 times
     `gradient_accumulation_steps` rows per process."""
     batch_tokens: Count | None = None
-    """Tokens per process and micro-batch, padding included (translation: source plus target). Overrides `batch_size`."""
+    """Tokens per process and micro-batch, padding included (generated text: source plus target). Overrides `batch_size`."""
     gradient_accumulation_steps: Count = 1
     """Micro-batches per process and optimizer step."""
     learning_rate: Positive | Literal["auto"] = "auto"

@@ -24,6 +24,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "multi_label": {"name": "multi_label", "label": "tags"},
     "regression": {"name": "regression", "label": "score"},
     "translation": {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300},
+    "summarization": {"name": "summarization", "summary": "other", "target_vocabulary": 300},
     "deep": {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}},
 }
 STRATEGIES: dict[str, list[dict[str, Any]]] = {
@@ -42,8 +43,8 @@ STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "peft": [{}, {"type": "LN_TUNING"}],
 }
 CASES = [{"name": name, **settings} for name, many in STRATEGIES.items() for settings in many]
-NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "translation", "deep"))
-NOT_FOR |= dict.fromkeys(("few_shot", "features"), ("translation",))
+NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "translation", "summarization", "deep"))
+NOT_FOR |= dict.fromkeys(("few_shot", "features"), ("translation", "summarization"))
 Declared = Callable[[str, torch.nn.Module], bool]
 
 
@@ -127,7 +128,7 @@ def test_only_declared_parameters_change_in_every_family(family: str, case: dict
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 @pytest.mark.parametrize("task", list(TASKS))
 def test_only_declared_parameters_change_in_every_task(task: str, case: dict[str, Any], tiny: dict[str, Path]) -> None:
-    if task == "translation" and case["name"] == "distill":
+    if task in ("translation", "summarization") and case["name"] == "distill":
         with refused("strategy.name: found distill", "allowed: tasks with labels"):
             check(tiny["bert"], TASKS[task], case)
         return

@@ -47,6 +47,10 @@ CASES: dict[str, dict[str, Any]] = {
         "task": {"name": "translation", "source": "text", "target": "translated", "translated_rows": 3, "beams": 2},
         "training": {"ema": 0.9, "evaluate_every": 3, "schedule": "inverse_sqrt", "dropout": 0.1},
     },
+    "summarization": {
+        "task": {"name": "summarization", "summary": "translated", "summarized_rows": 3, "beams": 2},
+        "training": {"evaluate_every": 3, "dropout": 0.1, "best_metric": "rougeL"},
+    },
 }
 
 

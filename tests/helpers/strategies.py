@@ -16,7 +16,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "multi_label": {"name": "multi_label", "label": "tags"},
     "regression": {"name": "regression", "label": "score"},
     "translation": {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300, "beams": 1},
+    "summarization": {"name": "summarization", "summary": "other", "target_vocabulary": 300, "beams": 1},
 }
+GENERATING = ("translation", "summarization")
 LABELS = {
     "single": ["negative", "positive"],
     "pair": ["negative", "positive"],
@@ -26,7 +28,7 @@ LABELS = {
 MODIFIERS = {"layerwise_lr", "l2_sp"}
 # What a strategy cannot do, which it has to say in a UserError.
 VECTORS = ("features", "few_shot", "prototypes", "zero_shot", "distill", "self_training", "multitask")
-IMPOSSIBLE = {(name, "translation") for name in VECTORS if name in registry.names("strategy")}
+IMPOSSIBLE = {(name, task) for name in VECTORS if name in registry.names("strategy") for task in GENERATING}
 IMPOSSIBLE |= {(name, "regression") for name in ("prototypes", "zero_shot", "self_training")}
 CASES = [(name, task) for name in registry.names("strategy") for task in TASKS if (name, task) not in IMPOSSIBLE]
 OWN_HEAD = {"features", "few_shot"}  # where it is named the head has no dropout, whose masks differ between processes
@@ -90,11 +92,12 @@ def document(
 ) -> dict[str, Any]:
     """A run of four steps, or of a few in each phase."""
     fixed = {"max_steps": 4, "batch_size": 16, "precision": "fp32", "learning_rate": 2e-3, "logging_steps": 1, "max_grad_norm": 0}
+    head = {"head": {"pooling": "mean", "dropout": 0}} if name in OWN_HEAD and task not in GENERATING else {}
     unlabelled = {"unlabelled": source["unlabelled"]} if name in ("self_training", "distill") else {}
     return {
         "model": str(checkpoint),
         "data": {"train": source["train"], "test": source["test"], "validation_share": 0} | unlabelled,
-        "task": TASKS[task] | ({"head": {"pooling": "mean", "dropout": 0}} if name in OWN_HEAD and task != "translation" else {}),
+        "task": TASKS[task] | head,
         "strategy": settings_of(name, task, checkpoint, source, shared),
         "training": fixed | training,
         "output_dir": str(output),

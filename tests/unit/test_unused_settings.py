@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ def test_what_predict_takes_changes_predictions(name: str, value: Any, tags: Pat
         command("predict", tags, "--input", source, "--output", tmp_path / output, "--precision", "fp32", *several, *more)
     assert (tmp_path / "a.csv").read_text() != (tmp_path / "b.csv").read_text()
     shown_here = {f"task.{setting}" for setting in ("text", "text_pair", "max_length", "separator", "threshold")}
-    assert shown_here | {*FORMAT, "task.label_type"} == set(COMMAND_SETTINGS["predict"]), "each is shown to have an effect"
+    shown_below = {f"task.{setting}" for changed in SUMMARY for setting in changed}
+    assert shown_here | shown_below | {*FORMAT, "task.label_type"} == set(COMMAND_SETTINGS["predict"]), "each has an effect"
 
 
 @pytest.mark.parametrize(("name", "value"), [("label_type", "int"), ("label_format", "indicators")])
@@ -136,6 +138,27 @@ def test_columns_of_zeros_and_ones_have_neither_type_nor_format(name: str, value
     task = task_from({"name": "multi_label", "label": ["a", "b"], name: value})
     task.fit(None, problems := Problems(), TrainingConfig())
     assert [message.startswith(f"task.{name}: has no effect") for message in problems.messages] == [True]
+
+
+SUMMARY: list[dict[str, Any]] = [
+    {"prefix": "dog "}, {"beams": 1}, {"beams": 2, "length_penalty": 9.0}, {"max_new_tokens": 2}, {"text": "other"},
+    {"max_length": 8}, {"source_language": "fra_Latn"}, {"target_language": "fra_Latn"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", SUMMARY, ids=str)
+def test_what_predict_takes_for_generated_text(changed: dict[str, Any], translators: dict[str, Path], tmp_path: Path) -> None:
+    """Its effect is seen in what goes into the model and into the search, as the weights are random."""
+    folder, texts = shutil.copytree(translators["nllb"], tmp_path / "model"), [" ".join(pair[0] for pair in PAIRS[:3])]
+    saved = task_from({"name": "summarization", **NLLB}).document()
+    (folder / "nlp_transfer.json").write_text(json.dumps({"settings": saved}))
+
+    def seen(settings: dict[str, Any]) -> str:
+        task: Any = load_predictor(folder, settings=settings).task
+        sides, search = task.tokenizers, [task.beams, task.length_penalty, task.target_limit(9), task.longest_piece, task.text]
+        return str([sides.source_ids(texts, task.max_length), sides.start, sides.forced, search])
+
+    assert seen(changed) != seen({})
 
 
 NLLB = {"source_language": "eng_Latn", "target_language": "deu_Latn"}
@@ -156,7 +179,7 @@ def test_what_translate_takes_changes_what_is_computed(changed: dict[str, Any], 
     def seen(settings: dict[str, Any]) -> str:
         translator = load_translator(translators["nllb"], settings=NLLB | settings)
         task, sides = translator.task, translator.task.tokenizers
-        search = [task.beams, task.length_penalty, task._limit(9), task.longest_piece, task.source]
+        search = [task.beams, task.length_penalty, task.target_limit(9), task.longest_piece, task.source]
         return str([sides.source_ids(texts, task.max_length), sides.start, sides.forced, search])
 
     assert seen(changed) != seen({})

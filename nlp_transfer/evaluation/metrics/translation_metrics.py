@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from nlp_transfer.evaluation.metrics.bootstrap import RESAMPLES, SEED, bootstrap_bounds
+
 TRANSLATION_KEYS = ("bleu", "chrf", "ter")
-RESAMPLES = 1000
-SEED = 12345  # sacreBLEU's default
 # sacreBLEU has a tokenizer for Chinese. Characters are the tokens in Japanese and Korean, for which sacreBLEU needs additional
 # packages, and in other scripts without spaces between words.
 TOKENIZERS = dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh") | dict.fromkeys(
@@ -53,9 +53,6 @@ def score_translations(
 ) -> dict[str, float]:
     """Compute `bleu`, `chrf` or `ter`, and with `resamples` its 95 % bootstrap interval, `KEY_low` and `KEY_high`.
 
-    The interval is from the 2.5 % to the 97.5 % quantile of the scores of resampled rows (Koehn 2004, "Statistical Significance
-    Tests for Machine Translation"). Resamples and quantiles are the same as in sacreBLEU.
-
     Raises:
         ValueError: There are no texts, or the numbers of predictions and references differ.
     """
@@ -64,12 +61,7 @@ def score_translations(
         raise ValueError(f"predictions: {rows}, references: {len(references)}; expected the same number, at least one")
     statistics, score = translation_statistics(key, predictions, references, language)
     metrics = {key: float(score(statistics.sum(0, keepdims=True))[0])}
-    if resamples:
-        generator = np.random.default_rng(SEED)
-        counts = (np.bincount(generator.choice(rows, size=rows), minlength=rows) for _ in range(resamples))
-        scores = np.sort(score(np.stack([count @ statistics for count in counts])))
-        metrics |= {f"{key}_low": float(scores[resamples // 40]), f"{key}_high": float(scores[-1 - resamples // 40])}
-    return metrics
+    return metrics | (bootstrap_bounds(key, statistics, score, resamples) if resamples else {})
 
 
 def translation_signatures(language: str | None = None) -> dict[str, str]:

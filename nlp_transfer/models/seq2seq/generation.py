@@ -1,6 +1,7 @@
-"""Generate translations with greedy or beam search; each row has its own length limit, so no row depends on its batch.
+"""Generate texts with greedy or beam search; each row has its own length limit, so no row depends on its batch.
 
-`translate` handles texts of any length. Predictions for users and the evaluation of a model both use it.
+`translate` handles texts of any length, and `generate_texts` truncates them. Predictions for users and the evaluation of a model
+use the same function.
 """
 
 import copy
@@ -164,16 +165,24 @@ def translate(
         for text, tokens in zip(texts, lengths(texts), strict=True)
     ]
     flat = [piece for pieces in split for piece, _ in pieces]
-    translations = iter(_translate_pieces(model, tokenizers, flat, longest, limit, beams, length_penalty, rows))
+    translations = iter(generate_texts(model, tokenizers, flat, longest, limit, beams, length_penalty, rows))
     joined = [join_pieces(pieces, [next(translations) for _ in pieces]) if pieces else "" for pieces in split]
     return joined, np.array([len(pieces) for pieces in split], np.int64)
 
 
-def _translate_pieces(
+def generate_texts(
     model: Any, tokenizers: TokenizerPair, texts: list[str], longest: int, limit: Callable[[int], int], beams: int,
     length_penalty: float, rows: int,
 ) -> list[str]:  # fmt: skip
-    """Translate texts of at most `longest` tokens, in batches of similar length."""
+    """Generate the targets of texts, in batches of similar length.
+
+    Args:
+        longest: maximum source tokens; longer texts are truncated.
+        limit, beams, length_penalty, rows: as for `translate`.
+
+    Raises:
+        UserError: the model's scores are NaN or infinite.
+    """
     translations = [""] * len(texts)
     ids = Ragged.from_lists(
         tokens for start, end in _chunks(texts) for tokens in tokenizers.source_ids(texts[start:end], longest)[0]
@@ -190,7 +199,7 @@ def _translate_pieces(
                 decoded = tokenizers.decode(generate(model, tokenizers, input_ids, mask, limits, beams, length_penalty))
             except FloatingPointError as error:
                 raise UserError(
-                    f"the translation of {shorten(texts[batch[0]])}, or of one of {len(batch) - 1} texts in the same batch: "
+                    f"the text generated for {shorten(texts[batch[0]])}, or of one of {len(batch) - 1} texts in the same batch: "
                     f"{error}; allowed: finite numbers; use --precision fp32, or, if it was fp32, a new copy of the model"
                 ) from error
             for row, text in zip(batch.tolist(), decoded, strict=True):

@@ -1,4 +1,4 @@
-"""The source and target tokenizers of a translation model, with the special tokens of its targets."""
+"""The source and target tokenizers of a model that generates text, with the special tokens of its targets."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +29,7 @@ TARGET_FOLDER = "target_tokenizer"
 
 @dataclass(frozen=True)
 class TokenizerPair:
-    """The source and target tokenizers of a translation model, and its special tokens.
+    """The source and target tokenizers of a model that generates text, and its special tokens.
 
     Attributes:
         shared_format: whether `source` and `target` are the checkpoint's tokenizer, which adds the special tokens of both.

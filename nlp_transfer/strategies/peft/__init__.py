@@ -34,7 +34,7 @@ from nlp_transfer.strategies.peft.method_settings import (
     input_embeddings,
     make_config,
     methods,
-    not_for_translation,
+    not_for_generation,
     to_type_of,
     user_fields,
 )
@@ -113,7 +113,7 @@ class Peft(Strategy):
         with self._user_errors(kind):
             adapted = add_adapter(model, make_config(self.type, self.settings, model))
         if has_decoder(model) and not can_merge(adapted):
-            raise UserError(not_for_translation(self.type))
+            raise UserError(not_for_generation(self.type))
         with self._user_errors(kind), torch.random.fork_rng(devices=[]):  # the test must not change later random numbers
             _check_gradient(adapted)
         if not can_merge(adapted):

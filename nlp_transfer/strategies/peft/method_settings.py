@@ -94,7 +94,7 @@ def _check_method(method: str, schema: Any, settings: Document) -> None:
 def _prompt_sizes(method: str, model: PreTrainedModel) -> Document:
     """Return the settings of a prompt method that describe the model's dimensions."""
     if has_decoder(model):
-        raise UserError(not_for_translation(method))
+        raise UserError(not_for_generation(method))
     if not hasattr(model.config.get_text_config(), "vocab_size"):
         raise UserError(
             f"strategy.type: found {method}; peft adds prompts only to a model with the head of its family; allowed with this "
@@ -109,9 +109,9 @@ def _prompt_sizes(method: str, model: PreTrainedModel) -> Document:
     }
 
 
-def not_for_translation(method: str) -> str:
-    """Return the error message for a method that cannot be merged, in translation."""
-    return f"strategy.type: found {method}; it cannot be merged, and translation needs a method that can be, such as LORA"
+def not_for_generation(method: str) -> str:
+    """Return the error message for a method that cannot be merged, in a task that generates text."""
+    return f"strategy.type: found {method}; it cannot be merged, and generating text needs a method that can be, such as LORA"
 
 
 def _target_modules(method: str, settings: Document, model: PreTrainedModel, layers: Layers, has_feedforward: bool) -> Document:

@@ -19,6 +19,7 @@ class TaskTraits:
         metrics: Names of all metrics, any of which can be `training.best_metric`.
         best_metric: Validation metric by which the best weights are selected, unless `training.best_metric` is set.
         output: Name of the output column with the prediction.
+        command: Command that predicts with the models of the task: `predict` or `translate`.
         has_probabilities: Whether predictions have a column `probability`, and `probability:LABEL` for each label.
         classes: Whether rows have classes, so that class weights, oversampling, the focal loss and `shots` make sense.
         aligned: Whether data may consist of two line-aligned files, one with sources and one with targets.
@@ -38,6 +39,7 @@ class TaskTraits:
     metrics: tuple[str, ...]
     best_metric: str
     output: str = "prediction"
+    command: str = "predict"
     has_probabilities: bool = False
     classes: bool = False
     aligned: bool = False
