@@ -102,7 +102,7 @@ def _with_all(parameters: Sequence[Callable[..., Any]], command: Callable[..., A
 
 
 class SettingsHelp(click.Command):
-    """A command that lists its settings (`COMMAND_SETTINGS`) in its help."""
+    """A command that lists its settings in its help."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from nlp_transfer.settings.applicability import COMMAND_SETTINGS, takes

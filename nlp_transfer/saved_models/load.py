@@ -25,7 +25,7 @@ from nlp_transfer.models.verification.untrusted_json import read_json
 from nlp_transfer.saved_models.custom_models import TaskModelConfig, ensure_config, load_built
 from nlp_transfer.saved_models.probe import check_files, describe_tokenizer, probe_difference
 from nlp_transfer.settings.annotations import named_models
-from nlp_transfer.settings.applicability import IDENTITY, refuse_unused, takes
+from nlp_transfer.settings.applicability import IDENTITY, refuse_unused, usage
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.utils.console import say
@@ -249,8 +249,8 @@ def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, limi
     problems = Problems()
     if before.max_length is not None and limit is not None and not 1 <= before.max_length <= limit:
         raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {limit}, the limits of its model")
-    unused = {f"task.{name}": "it was fixed when the model was trained" for name in requested}
-    unused = {name: reason for name, reason in unused.items() if name not in IDENTITY and not takes("load_predictor", name)}
+    fixed = [name for name in requested if f"task.{name}" not in IDENTITY and usage(type(before), name) is None]
+    unused = {f"task.{name}": "it was fixed when the model was trained" for name in fixed}
     trained = {"name": task_name(before), **{name: getattr(before, name) for name in before.traits.fixed}}
     for name, value in trained.items():
         if requested.get(name, value) != value:

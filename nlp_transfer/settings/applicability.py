@@ -2,59 +2,25 @@
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
+from nlp_transfer.settings import registry
 from nlp_transfer.settings.annotations import as_yaml
 from nlp_transfer.utils.errors import Problems
 
 FORMAT = ("data.encoding", "data.columns", "data.delimiter", "data.quoting")
-_TEXT = ("task.text", "task.text_pair")
-_INPUT = (*_TEXT, "task.source", "task.max_length", "task.longest_source")
-_LANGUAGES = ("task.source_language", "task.target_language")
-_SEARCH = ("task.prefix", "task.beams", "task.length_penalty")
-_LENGTHS = ("task.length_ratio", "task.max_new_tokens")
-_TARGETS = ("task.label", "task.label_format", "task.target", "task.summary", "task.separator", "task.threshold")
-_SCORED = (*_TARGETS, "task.target_language")
-"""Settings that affect metrics."""
 
 COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "train": ("*",),
     "compare": ("*", "!training.seed"),
-    "evaluate": ("data.test", "data.on_bad_rows", *FORMAT, *_INPUT, *_LANGUAGES, *_SEARCH, *_LENGTHS, *_TARGETS),
-    "predict": (
-        *FORMAT,
-        *_TEXT,
-        "task.max_length",
-        "task.label_type",
-        "task.separator",
-        "task.threshold",
-        *_LANGUAGES,
-        *_SEARCH,
-        "task.max_new_tokens",
-    ),
-    "translate": (
-        *FORMAT,
-        "task.source",
-        "task.max_length",
-        "task.longest_source",
-        "task.length_ratio",
-        *_LANGUAGES,
-        *_SEARCH,
-    ),
+    "evaluate": ("data.test", "data.on_bad_rows", *FORMAT),
+    "predict": FORMAT,
+    "translate": FORMAT,
     "push": (),
-    "load_predictor": (
-        *_INPUT,
-        *_LANGUAGES,
-        *_SEARCH,
-        *_LENGTHS,
-        *_TARGETS,
-        "task.label_type",
-        "task.translated_rows",
-        "task.summarized_rows",
-    ),
 }
-"""Dotted names of the settings that have an effect, by command, and for `load_predictor(settings=)`. `*` matches any name;
-`!NAME` excludes NAME."""
+"""Dotted names of the settings that have an effect, by command, besides those that tasks mark with `UsedBy`. `*` matches any
+name; `!NAME` excludes NAME."""
 
 IDENTITY = ("task.name", "task.labels", "task.architecture")
 """Settings that cannot be changed when a saved model is loaded."""
@@ -68,9 +34,42 @@ NO_STEPS = frozenset(
 """`training` settings that have no effect if the strategy takes no optimizer steps."""
 
 
+class UsedBy:
+    """Field metadata of a task: the setting can be changed when a saved model is loaded, by these commands.
+
+    Example:
+        `Annotated[float, UsedBy("evaluate", "predict")]`
+
+    Args:
+        commands: literal names of commands, since help is written without importing tasks. `load_predictor(settings=)` takes
+            all settings with this marker.
+        metrics: whether metrics depend on the setting even where predictions do not.
+    """
+
+    def __init__(self, *commands: str, metrics: bool = False) -> None:
+        self.commands = commands
+        self.metrics = metrics
+
+
+def usage(settings_class: Any, name: str) -> UsedBy | None:
+    """Return which commands use a setting of a task. None: it is fixed when the model is trained."""
+    field = settings_class.model_fields.get(name)
+    return next((marker for marker in (field.metadata if field else ()) if isinstance(marker, UsedBy)), None)
+
+
+@cache  # parses the sources of all tasks
+def _marked() -> dict[str, set[str]]:
+    return registry.marked_settings("task", UsedBy.__name__)
+
+
+def command_settings(command: str) -> tuple[str, ...]:
+    """Return the dotted names of the settings that a command uses, as in `COMMAND_SETTINGS`."""
+    return (*COMMAND_SETTINGS[command], *(name for name, commands in _marked().items() if command in commands))
+
+
 def takes(command: str, name: str) -> bool:
     """Whether a command uses the setting with this dotted name."""
-    patterns = COMMAND_SETTINGS[command]
+    patterns = command_settings(command)
     return any(fnmatchcase(name, pattern) for pattern in patterns) and f"!{name}" not in patterns
 
 
@@ -85,7 +84,7 @@ def check_arguments(command: str, document: Mapping[str, Any], known: Iterable[s
         UserError: settings have no effect on this command; lists all of them.
     """
     known, problems = set(known), Problems()
-    allowed = ", ".join(f"--{name}" for name in COMMAND_SETTINGS[command])
+    allowed = ", ".join(f"--{name}" for name in command_settings(command))
     for section, settings in document.items():
         for setting in settings if isinstance(settings, Mapping) else ():
             name = f"{section}.{setting}"
@@ -97,7 +96,7 @@ def check_arguments(command: str, document: Mapping[str, Any], known: Iterable[s
 def _why(command: str, name: str) -> str:
     if name.startswith("data."):
         return "which only reads --data.test" if command == "evaluate" else "which only reads --input"
-    if takes("load_predictor", name):
+    if name in _marked():
         return "which does not use it"
     return "since it was fixed when the model was trained"
 
@@ -169,7 +168,9 @@ def check_used(task: Any, scored: bool) -> None:
         UserError: settings have no effect; lists all of them.
     """
     problems = Problems()
-    unused = {f"task.{name}": reason for name, reason in task._unused.items()}
-    reasons = unused_fields(task, "task") | {name: why for name, why in unused.items() if not (scored and name in _SCORED)}
+    reasons = unused_fields(task, "task")
+    for name, reason in task._unused.items():
+        if not (scored and (used := usage(type(task), name)) and used.metrics):
+            reasons[f"task.{name}"] = reason
     refuse_unused(reasons, (f"task.{name}" for name in task._changed), problems)
     problems.raise_if_any()

@@ -100,28 +100,47 @@ def is_user_defined(instance: Any) -> bool:
 
 def settings_of(kind: Kind) -> list[tuple[str, str, str]]:
     """Return the dotted name, default and help text of the settings of all tasks or strategies, without importing them."""
-    rows: list[tuple[str, str, str]] = []
-    for module, path in sorted(_modules(kind).items()):
-        for name, default, text in _fields(path, _class_name(module)):
-            rows.append((f"{kind}.{name}", default, f"{module}: {text}"))
-    for path in sorted((Path(__file__).parents[1] / FOLDERS[kind] / COMMON).glob("*.py")):
-        rows += [(f"{kind}.{name}", default, text) for name, default, text in _fields(path)]
-    return rows
+    return [
+        (f"{kind}.{ast.unparse(field.target)}", _default(field.value), f"{module}: {text}" if module else text)
+        for module, field, text in _fields(kind)
+    ]
+
+
+def marked_settings(kind: Kind, marker: str) -> dict[str, set[str]]:
+    """Return the texts that a marker in the annotations of settings lists, such as `UsedBy("predict")`, by dotted name.
+
+    Several tasks may have a setting of the same name. Their texts are merged.
+    """
+    marked: dict[str, set[str]] = {}
+    for _, field, _ in _fields(kind):
+        for node in ast.walk(field.annotation):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == marker:
+                marked.setdefault(f"{kind}.{ast.unparse(field.target)}", set()).update(map(ast.literal_eval, node.args))
+    return marked
 
 
 def _class_name(name: str) -> str:
     return name.title().replace("_", "")
 
 
-def _fields(path: Path, only: str | None = None) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, default and docstring of the settings of all classes in a file, or only of the class `only`."""
+def _fields(kind: Kind) -> Iterator[tuple[str, ast.AnnAssign, str]]:
+    """Yield the settings of all tasks or strategies: module (empty for shared base classes), definition and docstring."""
+    for module, path in sorted(_modules(kind).items()):
+        for field, text in _fields_of(path, _class_name(module)):
+            yield module, field, text
+    for path in sorted((Path(__file__).parents[1] / FOLDERS[kind] / COMMON).glob("*.py")):
+        for field, text in _fields_of(path):
+            yield "", field, text
+
+
+def _fields_of(path: Path, only: str | None = None) -> Iterator[tuple[ast.AnnAssign, str]]:
+    """Yield the settings of all classes in a file, or only of the class `only`: definition and docstring."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for definition in (node for node in tree.body if isinstance(node, ast.ClassDef) and only in (None, node.name)):
         for field, docstring in zip(definition.body, definition.body[1:], strict=False):
             is_documented = isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and is_documented and "ClassVar" not in ast.unparse(field.annotation):
-                text = " ".join(str(docstring.value.value).split())  # type: ignore[attr-defined]
-                yield ast.unparse(field.target), _default(field.value), text
+                yield field, " ".join(str(docstring.value.value).split())  # type: ignore[attr-defined]
 
 
 def _default(value: ast.expr | None) -> str:

@@ -12,6 +12,7 @@ from nlp_transfer.data.oversampling import rarest_labels
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.metrics import MULTILABEL_KEYS
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
+from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Description, TaskTraits
 from nlp_transfer.tasks.common.label_schema import (
@@ -53,14 +54,14 @@ class MultiLabel(LabelTask):
 
     loss_type = BinaryCrossEntropy
 
-    label: str | Annotated[list[str], Field(min_length=1)] = "label"  # type: ignore[assignment]
+    label: Annotated[str | Annotated[list[str], Field(min_length=1)], UsedBy("evaluate")] = "label"  # type: ignore[assignment]
     """The column with the labels of a row, as a list or joined by `separator`; or a list of columns of 0 and 1, one per label and
     named after it."""
-    separator: Annotated[str, Field(min_length=1)] = "|"
+    separator: Annotated[str, Field(min_length=1), UsedBy("evaluate", "predict")] = "|"
     """Separator between labels in a cell that is not a list."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Annotated[float, Field(gt=0, lt=1), UsedBy("evaluate", "predict")] = 0.5
     """Minimum probability of a predicted label."""
-    label_format: Literal["names", "indicators"] | None = None
+    label_format: Annotated[Literal["names", "indicators"] | None, UsedBy("evaluate")] = None
     """Content of a list in a cell. `names`: the labels of the row. `indicators`: 0 or 1 for each of `labels`, in that order.
     null: inferred from the training data."""
 

@@ -12,6 +12,7 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.metrics.rouge_metrics import ROUGE_KEYS, missing_package
 from nlp_transfer.evaluation.metrics.summarization_scorer import SummarizationScorer
 from nlp_transfer.models.seq2seq.generation import ROWS, generate_texts
+from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import Count, TrainingConfig
 from nlp_transfer.tasks import Arrays, TaskTraits
 from nlp_transfer.tasks.common.generation_setup import sample_lengths
@@ -34,14 +35,14 @@ class Summarization(TextGenerationTask):
     sides: ClassVar[tuple[str, str]] = ("text", "summary")
     drafted_rows: ClassVar[str] = "summarized_rows"
 
-    text: str = "text"
+    text: Annotated[str, UsedBy("evaluate", "predict")] = "text"
     """The column with the text."""
-    summary: str = "summary"
+    summary: Annotated[str, UsedBy("evaluate")] = "summary"
     """The column with its summary."""
-    summarized_rows: Annotated[int, Field(ge=0)] = 200
+    summarized_rows: Annotated[int, Field(ge=0), UsedBy()] = 200
     """Number of validation rows summarized at each evaluation during training, by greedy search. The final evaluation summarizes
     all rows."""
-    max_new_tokens: Count | None = None
+    max_new_tokens: Annotated[Count | None, UsedBy("evaluate", "predict")] = None
     """Maximum length of a summary in tokens. null: 25 % above the length in the training data."""
 
     def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:

@@ -12,6 +12,7 @@ from nlp_transfer.data.parallel_texts import check_not_copies
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.metrics.translation_scorer import TranslationScorer
 from nlp_transfer.models.seq2seq.generation import ROWS, translate
+from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import Count
 from nlp_transfer.tasks import Arrays, TaskTraits
 from nlp_transfer.tasks.common.generation_setup import sample_lengths
@@ -32,16 +33,16 @@ class Translation(TextGenerationTask):
     drafted_rows: ClassVar[str] = "translated_rows"
     parallel: ClassVar[bool] = True
 
-    source: str = "source"
+    source: Annotated[str, UsedBy("evaluate", "translate")] = "source"
     """The column with the text to translate."""
-    target: str = "target"
+    target: Annotated[str, UsedBy("evaluate")] = "target"
     """The column with its translation."""
-    translated_rows: Annotated[int, Field(ge=0)] = 200
+    translated_rows: Annotated[int, Field(ge=0), UsedBy()] = 200
     """Number of validation rows translated at each evaluation during training, by greedy search. The final evaluation translates
     all rows."""
-    length_ratio: Annotated[float, Field(gt=0)] | None = None
+    length_ratio: Annotated[Annotated[float, Field(gt=0)] | None, UsedBy("evaluate", "translate")] = None
     """Maximum target length, as a factor on the source length + 8 tokens. null: 25 % above the ratio in the training data."""
-    longest_source: Count | None = None
+    longest_source: Annotated[Count | None, UsedBy("evaluate", "translate")] = None
     """Maximum source length in tokens. Longer texts are translated in pieces. null: 50 % above the length in the training
     data."""
 

@@ -21,7 +21,8 @@ from nlp_transfer.data.unused_settings import unused_columns
 from nlp_transfer.experiments.plan import PlannedRun, make_plan
 from nlp_transfer.inference.model_evaluation import evaluate_model
 from nlp_transfer.run.resolve import resolve
-from nlp_transfer.settings.applicability import COMMAND_SETTINGS, FORMAT, IDENTITY, NO_STEPS, takes
+from nlp_transfer.settings import registry
+from nlp_transfer.settings.applicability import COMMAND_SETTINGS, FORMAT, IDENTITY, NO_STEPS, command_settings, takes, usage
 from nlp_transfer.settings.schema import RunConfig, TrainingConfig
 from nlp_transfer.settings.validation import all_settings
 from nlp_transfer.strategies import strategy_from
@@ -72,7 +73,7 @@ def test_a_command_refuses_every_setting_outside_of_its_table(command: str, tmp_
             assert said.startswith((f"--{name}: has no effect on {command}", f"--{name.partition('.')[0]}: not a setting of"))
             rejected.append(name)
     taken = {name for name in KNOWN if name not in rejected}
-    assert taken - set(IDENTITY) == set(COMMAND_SETTINGS[command]) - {"data.test"} | (taken & {"data.test"})
+    assert taken - set(IDENTITY) == set(command_settings(command)) - {"data.test"} | (taken & {"data.test"})
 
 
 @pytest.mark.parametrize("name", ["data.train", "task.text", "training.seed", "output_dir"])
@@ -80,11 +81,21 @@ def test_push_takes_no_setting(name: str, tmp_path: Path) -> None:
     assert f"--{name}" in message("push", tmp_path, "me/model", f"--{name}", "x")
 
 
-@pytest.mark.parametrize("command", sorted(COMMAND_SETTINGS.keys() - {"load_predictor"}))
+@pytest.mark.parametrize("command", sorted(COMMAND_SETTINGS))
 def test_help_lists_exactly_the_settings_that_a_command_takes(command: str) -> None:
     shown = CliRunner().invoke(cli, [command, "--help"], terminal_width=200).output
     listed = set(re.findall(r"^  --((?:data|task|strategy|training)\.\w+|model|output_dir|provenance) \[", shown, re.MULTILINE))
     assert listed == {name for name in KNOWN if takes(command, name)}
+
+
+@pytest.mark.parametrize("name", registry.names("task"))
+def test_commands_are_marked_alike_in_source_and_class(name: str) -> None:
+    """Commands read the marker from the source, loaded models from the class."""
+    used = {command: set(command_settings(command)) for command in ON_SAVED_MODELS}
+    for setting in (task := registry.load("task", name)).model_fields:
+        if (marker := usage(task, setting)) is not None:
+            assert set(marker.commands) <= used.keys()
+            assert set(marker.commands) <= {command for command in used if f"task.{setting}" in used[command]}
 
 
 def test_the_table_names_settings_that_exist() -> None:
@@ -130,7 +141,7 @@ def test_what_predict_takes_changes_predictions(name: str, value: Any, tags: Pat
     assert (tmp_path / "a.csv").read_text() != (tmp_path / "b.csv").read_text()
     shown_here = {f"task.{setting}" for setting in ("text", "text_pair", "max_length", "separator", "threshold")}
     shown_below = {f"task.{setting}" for changed in SUMMARY for setting in changed}
-    assert shown_here | shown_below | {*FORMAT, "task.label_type"} == set(COMMAND_SETTINGS["predict"]), "each has an effect"
+    assert shown_here | shown_below | {*FORMAT, "task.label_type"} == set(command_settings("predict")), "each has an effect"
 
 
 @pytest.mark.parametrize(("name", "value"), [("label_type", "int"), ("label_format", "indicators")])

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from nlp_transfer.data.oversampling import class_repeats
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.evaluation.metrics.scorer import Arrays
+from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks.common.label_schema import LabelSchema, LabelType
 from nlp_transfer.tasks.common.labels import LabelList, check_type, check_weight_names, named_type, weight_vector
@@ -28,7 +29,7 @@ class LabelTask(TextTask):
     labels: LabelList | None = None
     """The labels, in the order of the model's outputs. null: the labels of the training data, sorted by value if all are numbers,
     otherwise alphabetically."""
-    label_type: LabelType | None = None
+    label_type: Annotated[LabelType | None, UsedBy("predict")] = None
     """Type of predicted labels in Python, JSONL and Parquet. null: the type of the training labels. With `str`, 1.1 and 1.10 are
     two labels."""
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import PrivateAttr
@@ -15,6 +15,7 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import Features, TokenTable
 from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer
 from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.named_settings import NamedSettings
 from nlp_transfer.settings.schema import Count, TrainingConfig
 from nlp_transfer.tasks.common.objectives import Batch, Items, Objective
@@ -50,7 +51,7 @@ class Task(NamedSettings, ABC):
     traits: ClassVar[TaskTraits]
     """Facts about the task that do not depend on its settings."""
 
-    max_length: Count | None = None
+    max_length: Annotated[Count | None, UsedBy("evaluate", "predict", "translate")] = None
     """Maximum input length in tokens. null: 512, or the limit of the checkpoint if that is lower."""
 
     _changed: set[str] = PrivateAttr(default_factory=set)  # settings that were overridden when the saved task was loaded

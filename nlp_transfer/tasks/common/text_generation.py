@@ -26,7 +26,7 @@ from nlp_transfer.models.seq2seq.generation import ROWS, configure_search
 from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
 from nlp_transfer.settings.annotations import NamesModel
-from nlp_transfer.settings.applicability import Not, UsedWith
+from nlp_transfer.settings.applicability import Not, UsedBy, UsedWith
 from nlp_transfer.settings.schema import Count, Name, TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.generation_setup import (
@@ -61,11 +61,11 @@ class TextGenerationTask(Task):
     parallel: ClassVar[bool] = False
     """Whether source and target say the same, so that equal texts and unusual ratios of lengths are suspicious."""
 
-    max_length: Count | None = None
+    max_length: Annotated[Count | None, UsedBy("evaluate", "predict", "translate")] = None
     """Maximum length of sources and of targets, in tokens. null: 512, or the limit of the checkpoint if that is lower."""
-    source_language: str | None = None
+    source_language: Annotated[str | None, UsedBy("evaluate", "predict", "translate")] = None
     """Source language, as a code of the multilingual checkpoint (`en_XX`, `eng_Latn`)."""
-    target_language: str | None = None
+    target_language: Annotated[str | None, UsedBy("evaluate", "predict", "translate", metrics=True)] = None
     """Target language. It also selects how metrics split texts into words."""
     architecture: Architecture | None = None
     """`encoder_decoder`: a BERT-family encoder with a decoder. `seq2seq`: a checkpoint that already has a decoder (BART, Marian,
@@ -82,11 +82,11 @@ class TextGenerationTask(Task):
     of a model. null: the tokenizer of the model in `decoder`, otherwise `train`."""
     target_vocabulary: Annotated[int, Field(ge=MIN_VOCABULARY)] | None = None
     """Vocabulary size of a trained target tokenizer. null: 8,000; from 100,000 pairs 16,000; from 1,000,000 pairs 32,000."""
-    prefix: str = ""
+    prefix: Annotated[str, UsedBy("evaluate", "predict", "translate")] = ""
     """Text prepended to every source, such as T5's `translate English to German: ` or `summarize: `."""
-    beams: Count = 5
+    beams: Annotated[Count, UsedBy("evaluate", "predict", "translate")] = 5
     """Number of beams. 1: greedy search."""
-    length_penalty: Annotated[float, UsedWith(beams=Not(1))] = 1.0
+    length_penalty: Annotated[float, UsedWith(beams=Not(1)), UsedBy("evaluate", "predict", "translate")] = 1.0
     """Beam search divides the score of a hypothesis by its length to this power. Higher values favor longer texts."""
 
     _tokenizers: TokenizerPair | None = PrivateAttr(None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from nlp_transfer.models.compatibility import is_causal
 from nlp_transfer.models.heads import EncoderHeadConfig, HeadConfig, attach_head
 from nlp_transfer.models.layers import encoder_config, encoder_type, new_parameters
 from nlp_transfer.models.preparation import dropout_overrides
+from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Items, Task
 from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head
@@ -27,11 +28,11 @@ TEXT_CARD = Path(__file__).with_name("text_card.md")
 class TextTask(Task):
     """A task that predicts a label, several labels or a number for a text or a pair of texts."""
 
-    text: str = "text"
+    text: Annotated[str, UsedBy("evaluate", "predict")] = "text"
     """The column with the text."""
-    text_pair: str | None = None
+    text_pair: Annotated[str | None, UsedBy("evaluate", "predict")] = None
     """The column with the second text of a pair."""
-    label: str = "label"
+    label: Annotated[str, UsedBy("evaluate")] = "label"
     """The column with the target."""
     head: HeadConfig | Literal["family"] | None = None
     """The head: settings of a custom head (`hidden`, `dropout`, `pooling`, `layers`, `normalize`), or `family`, the head of the
