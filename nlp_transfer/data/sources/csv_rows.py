@@ -29,7 +29,7 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
     """Yield the records of a CSV or TSV file; blank lines at the end are ignored."""
     delimiter = data.delimiter or ("\t" if format_of(path) == ".tsv" else ",")
     quoting: Any = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
-    over: list[int] = []  # lines over the length limit since the last row
+    over: list[int] = []  # numbers of the lines over the length limit since the last row
     rows = _shortened(lines, over) if data.quoting == "none" else lines  # without quoting, each line is a row
     reader = csv.reader(rows, delimiter=delimiter, quoting=quoting, strict=True)
     hint = (
@@ -78,7 +78,7 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
 
 
 def _shortened(lines: Lines, over: list[int]) -> Iterator[str]:
-    """Yield the lines. Replaces lines over the limit by empty ones, and appends their numbers to `over`."""
+    """Yield the lines. Replaces lines over the length limit with empty ones, and appends their numbers to `over`."""
     for number, line in enumerate(lines.each()):
         if line is None:
             over.append(number)

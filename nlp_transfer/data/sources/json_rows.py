@@ -236,7 +236,7 @@ class _JsonText:
         """Read the members of an object up to its end, or up to an array named `data`.
 
         Args:
-            known: Members before that array, to continue after it.
+            known: Members that were read before that array. If given, reading continues after the array.
 
         Returns:
             The members and their JSON text.

@@ -45,11 +45,11 @@ def _portable(source: Any) -> Any:
 
 
 def relocate(document: Document, file: Path) -> Document:
-    """Resolve the relative paths in the `config.yaml` of a run for the current working directory.
+    """Rewrite the relative paths in the `config.yaml` of a run so that they are valid in the current working directory.
 
-    Paths are relative to the working directory of the run, even if it was moved together with the run folder, provided that all
-    files exist there. If only the folder of an unfinished run was moved, `output_dir` becomes the folder of the file. Returns any
-    other document unchanged.
+    The paths are relative to the working directory of the run. If that directory was moved together with the run folder, they
+    are resolved in its new location, provided that all files exist there. If only the folder of an unfinished run was moved,
+    `output_dir` becomes the folder of the file. Returns any other document unchanged.
 
     Args:
         document: The content of the file.
