@@ -1,4 +1,4 @@
-"""Determine which settings have an effect: by command, and depending on other settings."""
+"""Determine which settings have an effect, depending on the command and on other settings."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -25,8 +25,8 @@ COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "push": (),
     "load_predictor": (*_INPUT, *_LANGUAGES, *_SEARCH, *_TARGETS, "task.label_type", "task.translated_rows"),
 }
-"""Dotted names of the settings that have an effect, by command, and for `load_predictor(settings=)`. `*` matches any name;
-`!NAME` excludes NAME."""
+"""For each command, and for `load_predictor(settings=)`, the dotted names of the settings that have an effect. `*` matches all
+names; `!NAME` excludes NAME."""
 
 IDENTITY = ("task.name", "task.labels", "task.architecture")
 """Settings that cannot be changed when a saved model is loaded."""
@@ -77,7 +77,7 @@ def _why(command: str, name: str) -> str:
 class UsedWith:
     """Field metadata: the field has an effect only if other fields of the same settings have certain values.
 
-    Each keyword is the name of another field and its required value, or `Not(value)`.
+    Each keyword argument is the name of another field; its value is the required value of that field, or `Not(value)`.
 
     Example:
         `Annotated[float, UsedWith(classifier="logistic_regression")]`
@@ -87,7 +87,7 @@ class UsedWith:
         self.values = values
 
     def unmet(self, settings: Any, prefix: str) -> str | None:
-        """Return why the field has no effect, or None if it has one; `prefix` is the section of the settings."""
+        """Return why the field has no effect, or None if it has an effect; `prefix` is the section of the settings."""
         for name, expected in self.values.items():
             value, dotted = getattr(settings, name), f"{prefix}.{name}"
             if isinstance(expected, Not):
@@ -106,7 +106,7 @@ class Not:
 
 
 def unused_fields(settings: Any, prefix: str) -> dict[str, str]:
-    """Return the fields without effect (see `UsedWith`): the reason by dotted name."""
+    """Return the fields without effect (see `UsedWith`), as a mapping from their dotted names to the reasons."""
     return {
         f"{prefix}.{name}": reason
         for name, field in type(settings).model_fields.items()
@@ -126,13 +126,13 @@ def given_fields(settings: Any, prefix: str) -> set[str]:
 
 
 def refuse_unused(reasons: Mapping[str, str], given: Iterable[str], problems: Problems) -> None:
-    """Add a problem for each setting in `given` that has no effect; `reasons` holds the reason by dotted name."""
+    """Add a problem for each setting in `given` that has no effect; `reasons` maps dotted names to reasons."""
     for name in sorted(set(given) & reasons.keys()):
         problems.add(f"{name}: has no effect: {reasons[name]}; leave it out")
 
 
 def check_used(task: Any, scored: bool) -> None:
-    """Check that all settings that override those of a loaded model affect its predictions.
+    """Check that all settings that override the settings of a loaded model affect its predictions.
 
     Args:
         scored: whether the predictions may also be scored.

@@ -27,7 +27,7 @@ LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"  # set by every `accelerate launch`
 
 
 def flag(name: str) -> bool:
-    """Parse a boolean environment variable as Accelerate does; false if unset.
+    """Parse a boolean environment variable as Accelerate does; a variable that is not set is false.
 
     Raises:
         UserError: the value is neither true nor false.
