@@ -24,7 +24,7 @@ UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30F
 
 @dataclass(frozen=True)
 class WordTable:
-    """The tokens at word boundaries in a vocabulary. All attributes are bool arrays of shape (vocabulary,).
+    """How the tokens of a vocabulary form words. All attributes are bool arrays of shape (vocabulary,).
 
     Attributes:
         special: Special tokens, which are never changed.
@@ -188,7 +188,7 @@ class Augmenter:
     def _swapped(self, draw: "_Draw", movable: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Return the order of words (int64) after swapping neighbors within a text, each word at most once.
 
-        The first word of a text stays in place if it has no word marker: elsewhere it would continue another word.
+        If the first word of a text has no word marker, it stays in place: elsewhere it would continue another word.
         """
         order, share = np.arange(len(row)), self.settings.swap
         if not share:
@@ -226,7 +226,7 @@ class _Draw:
 
 
 def _words_of(column: Ragged, words: WordTable) -> Ragged:
-    """Return all words of a column that have a word marker, one per row and including repetitions."""
+    """Return all words of a column, one per row and including repetitions, unless their first token continues a word."""
     ids = column.values
     first = words.first(ids, np.repeat(np.arange(len(column)), column.lengths))
     starts = np.flatnonzero(first)

@@ -20,7 +20,7 @@ SKIP_HINT = "  data.on_bad_rows: skip would skip such rows and count them"
 def check_rows(
     rows: Rows, role: str, data: DataConfig, check: Callable[[Rows, Problems], None], problems: Problems
 ) -> Rows:  # fmt: skip
-    """Return the usable rows. Bad rows are skipped with `data.on_bad_rows: skip`, and added to `problems` otherwise.
+    """Return the usable rows. Bad rows are skipped if `data.on_bad_rows` is `skip`; if not, they are added to `problems`.
 
     Args:
         role: Name of the split, for messages.

@@ -9,9 +9,9 @@ def class_repeats(labels: np.ndarray | None, oversample: float | str | None) -> 
     """Return how `training.oversample` repeats rows.
 
     Args:
-        labels: Label ids, int64 of shape (rows,), which are the classes; or 0 or 1 for each row and label, float32 of shape
-            (rows, labels), where the class of a row is its rarest label (Gupta et al. 2019, "LVIS", 1908.03195). With other
-            labels, rows have no classes.
+        labels: Label ids, int64 of shape (rows,), or 0 or 1 for each row and label, float32 of shape (rows, labels). In the
+            second case, the class of a row is its rarest label, as in Gupta et al. 2019, "LVIS", 1908.03195. With labels of
+            other types, rows have no classes.
         oversample: The value of the setting: the power of `Repeats`, or `balanced` for a power of 1.
 
     Returns:

@@ -25,8 +25,7 @@ FILTERS = {
         "with an unusual ratio of lengths",
     ),
 }
-"""The filters of `data.filter` in the order in which they are applied, with the reason and kind of the rows that each
-removes."""
+"""Reason and kind of the rows that each filter of `data.filter` removes, in the order in which the filters are applied."""
 
 
 def draw_rows(rows: int, limit: int) -> np.ndarray:

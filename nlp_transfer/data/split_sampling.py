@@ -89,7 +89,7 @@ def split_off(
     grouped = np.argsort(stratum_of, kind="stable")
     generator = np.random.default_rng(seed)
     selected: list[np.ndarray] = [np.zeros(0, np.int64)]
-    remainder = 0.0  # rounding error, carried over so that many tiny classes together contribute their share
+    remainder = 0.0  # rounding error, carried over so that many tiny classes contribute their share in total
     for units in np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1):
         sizes = (ends - starts)[units].tolist()
         target = sum(sizes) * share + remainder

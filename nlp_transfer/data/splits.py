@@ -23,7 +23,7 @@ from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 UNLABELLED = "unlabelled"
 MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS = 20, 3  # for a reliable selection of the best weights
-NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings in `training` that ask for a validation split
+NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings in `training` that need a validation split
 
 
 TaskType = TypeVar("TaskType", bound=Any)  # a subclass of `nlp_transfer.tasks.Task`, which this layer cannot import
@@ -52,7 +52,7 @@ class Splits:
         return [name for name in self.rows if name != UNLABELLED]
 
     def provenance(self) -> dict[str, str]:
-        """Return the SHA-256 of each file under its path, and the revision of each hub source under `hub:SOURCE`."""
+        """Return a mapping from file paths to SHA-256 hashes, and from `hub:SOURCE` to the revision of each hub source."""
         origins: dict[str, str] = {}
         for rows in self.rows.values():
             origins |= rows.hashes
@@ -203,7 +203,7 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig
 def _without_validation(share: float, size: int, rows: int, minimum: int) -> str:
     """Return the note for a run without a validation split."""
     return (
-        f"validation: none; a share of {share:g} of the {rows:,} rows is {size} rows, and at least {minimum} are needed to "
+        f"validation: none; a share of {share:g} of {rows:,} rows is {size} rows, and at least {minimum} are needed to "
         "select the best weights. All rows are used for training, and the last weights are kept. For a validation split, set "
         "data.validation, or data.validation_share to a number"
     )

@@ -47,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def is_cached(rows: Rows, policy: CachePolicy) -> bool:
-    """Return whether the policy caches the tokens of these rows."""
+    """Return whether tokens of the rows are cached under the policy."""
     return policy == "disk" or (policy == "auto" and len(rows) >= MIN_ROWS)
 
 
@@ -82,7 +82,7 @@ def cached_table(
             return table
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # tokens can be converted back to text
         with _locked(folder, name):
-            table = _read(folder)  # another process may have written it meanwhile
+            table = _read(folder)  # another process may have written the entry in the meantime
             if table is None:
                 _write(folder, rows, encode)
                 table = _read(folder, check=False)

@@ -77,7 +77,8 @@ class Ragged:
         return Ragged(self.values[positions], offsets)
 
     def _positions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions in `values` (int64) and a mask without padding (bool), both of shape (len(indices), longest row)."""
+        """Return positions in `values` (int64) and a mask that excludes padding (bool), both of shape (len(indices), longest
+        row)."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
         columns = np.arange(int(lengths.max(initial=1)))
         inside = columns < lengths[:, None]
@@ -238,7 +239,7 @@ class Features:
         texts: Arrays of objects of shape (rows,), for metrics that compare texts.
         truncated: Number of truncated rows.
         sides: See `TokenTable`.
-        key: What determines the features, as JSON, besides the rows, the task's settings and the tokenizer. None: this is
+        key: Everything that determines the features, except the rows, the task's settings and the tokenizer, as JSON. None:
             unknown.
     """
 

@@ -51,8 +51,7 @@ class Known:
             at = text.find(value[:PREFIX_LENGTH], max(end, at + 1))
 
     def unfinished(self, text: str, least: int) -> int | None:
-        """Return the start of an incomplete form at the end of the text, if at least `least` characters of it are there, or
-        None."""
+        """Return the start of an incomplete form with at least `least` characters at the end of the text, or None."""
         for form in self.forms:
             at = text.find(form[:least], max(0, len(text) - len(form) + 1))
             while at >= 0:

@@ -36,7 +36,7 @@ def find(kind: Kind, name: str, setting: str) -> EntryPoint | None:
         setting: The setting that contains the name, for messages.
 
     Raises:
-        UserError: If several packages declare the name.
+        UserError: Several packages declare the name.
     """
     declared = _entry_points(kind).get(name, [])
     if len(declared) > 1:

@@ -100,7 +100,7 @@ def load_function(setting: str, name: str) -> Any:
     if not callable(loaded):
         fault = f"has no {path}" if loaded is None else f"has a {path} that cannot be called"
         raise UserError(f"{setting}: found {name}; {module.__name__} {fault}; allowed: a function, as {FUNCTION_FORM}")
-    # Other people may have written the settings. They must not call functions such as `os.system`, not even by another name.
+    # Settings may come from other people, who must not be able to call functions such as `os.system` under any name.
     defined = getattr(loaded, "__module__", None) if isinstance(loaded, (FunctionType, BuiltinFunctionType, type)) else None
     if {place.partition(".")[0] for place in (module.__name__, str(defined))} & sys.stdlib_module_names:
         raise UserError(f"{setting}: found {name}, which is part of Python; allowed: your own function, as {FUNCTION_FORM}")

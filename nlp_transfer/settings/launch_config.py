@@ -1,4 +1,4 @@
-"""Check Accelerate's configuration: refuse unsupported settings, and report settings without effect."""
+"""Check Accelerate's configuration: refuse unsupported settings, and report settings that have no effect."""
 
 import os
 

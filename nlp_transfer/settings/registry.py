@@ -79,7 +79,7 @@ def _target(kind: entry_points.Kind, name: str, setting: str, known: list[str], 
 def name_of(implementation: type) -> str:
     """Return the name with which `load` returns this class: a name of this package, or `package.module:Class` for other classes.
 
-    It is never the name of an entry point, so that records show which package to install.
+    The name of an entry point is never returned, so that records show which package to install.
     """
     package, _, stem = implementation.__module__.rpartition(".")
     known = package in (f"{PACKAGE}.{folder}" for folder in FOLDERS.values())

@@ -142,7 +142,7 @@ class DataConfig(Settings):
 
     @property
     def splits(self) -> list[str]:
-        """Names of the labeled splits: those with data, and those split off train."""
+        """Names of the labeled splits that have a source or are split off train."""
         shares = {"train": 0, "validation": self.validation_share, "test": self.test_share}
         return [role for role, share in shares.items() if getattr(self, role) is not None or (share and self.train is not None)]
 
@@ -276,7 +276,7 @@ class TrainingConfig(Settings):
     checkpoint_every: Count | None = None
     """Optimizer steps between checkpoints. null: save one at each evaluation. A checkpoint is also saved every 15 minutes."""
     keep_checkpoints: Count = 2
-    """Number of recent checkpoints to keep during a run, in addition to the best weights."""
+    """Number of recent checkpoints to keep during a run; the best weights are always kept as well."""
     process_timeout: Count = 1800
     """Seconds that a process of a distributed run waits for the others before it fails."""
     early_stopping: Count | None = None

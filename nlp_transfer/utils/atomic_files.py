@@ -150,7 +150,7 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
 def _put(temporary: Path, path: Path, overwrite: bool) -> None:
     if not overwrite:
         try:
-            os.link(temporary, path)  # unlike renaming, never replaces a file that appeared meanwhile
+            os.link(temporary, path)  # unlike renaming, never replaces a file that another process created in the meantime
             return
         except OSError as error:
             if error.errno not in NO_LINKS:

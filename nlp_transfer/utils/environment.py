@@ -44,7 +44,7 @@ def expand(path: str | Path) -> Path:
 
 
 def user_cache(name: str) -> Path:
-    """Return the folder `name` in `$XDG_CACHE_HOME` or `~/.cache`, or in `fallback_cache` if the latter cannot be created."""
+    """Return the folder `name` in `$XDG_CACHE_HOME` or else in `~/.cache`; in `fallback_cache` if `~/.cache` is not usable."""
     if configured := os.environ.get("XDG_CACHE_HOME"):  # even if it is not writable, so that the error names it
         return expand(configured) / name
     base = os.path.expanduser("~/.cache")
@@ -90,7 +90,7 @@ def default_cache() -> Path:
         from nlp_transfer.utils.console import say_once  # loads rich, which `--help` does not need
 
         say_once(
-            f"there is no writable home folder, so caches are in {fallback_cache()} (NLP_TRANSFER_CACHE and HF_HOME change that)"
+            f"no home folder is writable, so caches are in {fallback_cache()} (set NLP_TRANSFER_CACHE and HF_HOME to change it)"
         )
     return folder
 
@@ -161,7 +161,7 @@ def finish_output() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-            getattr(getattr(stream, "buffer", None), "release", stream.flush)()  # of a `redaction.Redactor`
+            getattr(getattr(stream, "buffer", None), "release", stream.flush)()  # a `Redactor` prints the text that it holds back
         except (OSError, ValueError):
             written = False
             try:

@@ -118,8 +118,7 @@ class Problems:
 
     Args:
         heading: precedes the messages.
-        skipped: receives the first fault of each bad row, by row number; such rows are not problems then. None: bad rows are
-            problems.
+        skipped: receives the first fault of each bad row, by row number, and bad rows are not problems. None: they are problems.
         row_hint: last line of the message, if there are bad rows.
     """
 
@@ -157,7 +156,7 @@ class Problems:
         self.add(str(bad))
 
     def summarize(self, rows: int) -> None:
-        """If nearly all `rows` rows have the same fault, replace its messages with one line, since the column is at fault."""
+        """Replace the messages about a fault that nearly all of the `rows` rows have with one line: the column is at fault."""
         for key, count in self._kinds.items():
             if count <= SHOWN or count < NEARLY_ALL * rows:
                 continue

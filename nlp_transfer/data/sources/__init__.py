@@ -264,7 +264,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str, reade
 
 
 def share(cells: list[Any], known: dict[str, str]) -> list[Any]:
-    """Replace equal texts by one object, to save memory in columns of labels.
+    """Replace equal texts with one object, to save memory in columns of labels.
 
     Args:
         cells: The cells.

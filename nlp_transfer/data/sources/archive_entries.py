@@ -11,7 +11,7 @@ from nlp_transfer.utils.checksums import cached_checksum, crc32_of
 from nlp_transfer.utils.errors import UserError, shorten
 
 MAX_ENTRIES = 200_000
-MAX_PATH, MAX_NAME = 1024, 255  # characters of a path, and bytes of each name in it
+MAX_PATH, MAX_NAME = 1024, 255  # maximum characters of a path, and maximum bytes of each name in it
 
 
 def safe_files(wheel: object, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

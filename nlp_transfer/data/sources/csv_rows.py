@@ -49,7 +49,7 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
         header = named_columns(path, first)
         names = [name for name in header if name is not None]
         check_header(path, names, encoding)
-        blank = range(0)  # pending blank lines: ignored at the end of the file, otherwise faults
+        blank = range(0)  # pending blank lines: ignored at the end of the file, faults elsewhere
         for cells in reader:
             position += 1
             characters, lines.length = lines.length, 0
@@ -86,7 +86,7 @@ def _shortened(lines: Lines, over: list[int]) -> Iterator[str]:
 
 
 def _checked(record: dict[str, str], characters: int, encoding: str) -> tuple[dict[str, str], int, Fault | None]:
-    """Return a row, its length, and a fault if it contains undecodable bytes, which are replaced by U+FFFD."""
+    """Return a row, its length, and a fault if it contains undecodable bytes, which are replaced with U+FFFD."""
     faults = {name: fault for name, cell in record.items() if (fault := undecoded(cell, encoding))}
     if not faults:
         return record, characters, None

@@ -14,7 +14,7 @@ from nlp_transfer.utils.errors import UserError, shorten
 AT_ONCE = 64  # rows decoded at once; few, since the sizes of dictionary cells are unknown
 LARGE_DICTIONARY = 2**20  # unused values are removed from dictionaries with more bytes; most writers create none that large
 ROW_BYTES = 4 * MAX_ROW  # maximum size of a decoded row; a character takes at most four bytes
-MEMORY = 2**30  # bytes by which the process may grow, in addition to twice the file size
+MEMORY = 2**30  # the process may grow by this many bytes plus twice the file size
 EXPANSION = 1000  # maximum decoded bytes per byte of the file, in addition to `MEMORY`; about the highest ratio of gzip
 POINTER = 8  # minimum bytes of an element in a Python list
 

@@ -16,7 +16,7 @@ from nlp_transfer.utils.environment import expand
 def portable(source: Any) -> Any:
     """Return a source in the form for `config.yaml`.
 
-    Paths inside the working directory become relative to it. Relative folders begin with `./`; otherwise, a missing folder
+    Paths inside the working directory become relative to it. Relative folders begin with `./`: without it, a missing folder
     would be read as a hub id. Mappings and lists are converted recursively; Python objects become a description.
     """
     return map_values(_portable, source)
