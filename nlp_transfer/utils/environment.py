@@ -90,7 +90,7 @@ def default_cache() -> Path:
         from nlp_transfer.utils.console import say_once  # loads rich, which `--help` does not need
 
         say_once(
-            f"no home folder is writable, so caches are in {fallback_cache()} (set NLP_TRANSFER_CACHE and HF_HOME to change it)"
+            f"there is no writable home folder, so caches are in {fallback_cache()} (NLP_TRANSFER_CACHE and HF_HOME change that)"
         )
     return folder
 
