@@ -21,11 +21,11 @@ FILTERS = {
     "copies": ("source and target are the same text", "with the same text on both sides"),
     "duplicates": ("an earlier pair has the same texts", "equal to an earlier pair"),
     "length_ratio": (
-        f"one side is more than {MAX_RATIO:g} times as long as usual for the other, in characters",
+        f"relative to the other side, one side has more than {MAX_RATIO:g} times as many characters as usual",
         "with an unusual ratio of lengths",
     ),
 }
-"""Filters of `data.filter` in the order of application: reason and kind of the removed rows."""
+"""Reason and kind of the rows that each filter of `data.filter` removes, in the order in which the filters are applied."""
 
 
 def draw_rows(rows: int, limit: int) -> np.ndarray:
@@ -57,8 +57,9 @@ def check_not_copies(rows: Rows, source: str, target: str, problems: Problems) -
     identical = _identical(rows, source, target)
     if len(identical) > MAX_IDENTICAL * len(rows) and (len(rows) >= FEW_PAIRS or len(identical) == len(rows)):
         problems.add(
-            f"{rows.where(identical[0])}: source and target are the same text in this and in {len(identical)} of {len(rows)} "
-            f"pairs; allowed: a translation (is one of the columns {source!r} and {target!r} the wrong file or column?)"
+            f"{rows.where(identical[0])}: source and target are the same text in this and in total {len(identical)} of "
+            f"{len(rows)} pairs; allowed: a translation (is one of the columns {source!r} and {target!r} the wrong "
+            "file or column?)"
         )
 
 
