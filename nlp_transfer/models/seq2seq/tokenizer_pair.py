@@ -32,9 +32,10 @@ class TokenizerPair:
     """The source and target tokenizers of a translation model, and its special tokens.
 
     Attributes:
-        shared_format: whether `source` and `target` are the checkpoint's tokenizer, which adds the special tokens of both.
-        start: the decoder's first input.
-        end: the id that ends a target.
+        shared_format: whether `source` and `target` are the same tokenizer, the checkpoint's, which adds the special tokens of
+            sources and of targets.
+        start: id of the decoder's first input token.
+        end: id of the token that ends a target.
         forced: the id of the target language, if it follows `start` in every target; else None.
         prefix: text added before every source.
     """
@@ -61,7 +62,7 @@ class TokenizerPair:
         """Use the tokenizer of a sequence-to-sequence checkpoint.
 
         The target language's token ends a target and starts the decoder (original mBART), or begins a target (later families).
-        Tokenizing a trial text shows which.
+        A trial text shows which of the two applies.
 
         Raises:
             UserError: a multilingual checkpoint does not know the languages.
@@ -79,7 +80,7 @@ class TokenizerPair:
 
     @cached_property
     def fingerprint(self) -> Any:
-        """What determines the tokens besides the source tokenizer, as JSON; None: unknown."""
+        """Everything that determines the tokens, except the source tokenizer, as JSON; None if it is unknown."""
         target = tokenizer_fingerprint(self.target)
         return target and [target, self.shared_format, self.start, self.end, self.forced, self.prefix]
 
@@ -91,7 +92,7 @@ class TokenizerPair:
             longest: the setting `task.longest_source`.
 
         Raises:
-            UserError: they leave no room.
+            UserError: the prefix and the special tokens leave no room.
         """
         used = len(self.source_ids([""], 1 << 30)[0][0])
         if self.prefix and used >= limit:
@@ -153,7 +154,8 @@ class TokenizerPair:
         """Decode generated ids of shape (rows, tokens).
 
         The start token, the language token and everything from the end token on are removed explicitly, since the tokenizer may
-        not list them as special tokens. Cleaning up spaces would apply English rules to French punctuation.
+        not list them as special tokens. Spaces are not cleaned up, since that would apply English rules to
+        French punctuation.
         """
         rows = [self._text_ids(row) for row in ids.cpu().tolist()]
         with converted(f"model: the tokenizer {self.target.name_or_path} cannot decode the generated ids"):
