@@ -28,7 +28,7 @@ class RepositoryState:
 
 @dataclass(frozen=True)
 class Target:
-    """The destination of a push. `state` is None if the repository does not exist yet."""
+    """The destination of a push. `state` is None before `check_target`, and if the repository does not exist yet."""
 
     repo_id: str
     revision: str = MAIN
@@ -43,7 +43,7 @@ def connect(repo_id: str, token: str | None = None) -> HfApi:
 
     Args:
         repo_id: USER/NAME.
-        token: None: HF_TOKEN, or the token of `hf auth login`.
+        token: a token of the hub. None means HF_TOKEN, or the token of `hf auth login`.
 
     Raises:
         UserError: the name is invalid, there is no token, or huggingface_hub is in offline mode.

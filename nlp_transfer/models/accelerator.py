@@ -50,7 +50,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if precision == "fp32" else precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the environment's number would divide gradients
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # more would divide gradients
             dynamo_backend="no",
             kwargs_handlers=[group],
             log_with=training.trackers or None,

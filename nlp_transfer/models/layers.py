@@ -103,7 +103,7 @@ class Layers:
 
 
 def encoder_config(config: Any) -> Any:
-    """Return the encoder's configuration, which may be nested in the model's (toolkit's head, family `encoder-decoder`)."""
+    """Return the encoder's configuration. The toolkit's head and the family `encoder-decoder` nest it in the model's."""
     if hasattr(config, "encoder_config"):
         return config.encoder_config()
     inner = getattr(config, "encoder", None)

@@ -58,7 +58,7 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id):
         if token is not None:
             return int(token)
-    raise UserError("task.target_tokenizer: found no token that starts a text; allowed: one with a bos, cls or pad token, or train")
+    raise UserError("task.target_tokenizer: found no token to start with; allowed: one with a bos, cls or pad token, or train")
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -70,7 +70,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return int(token)
-    raise UserError("task.target_tokenizer: found no token that ends a text; allowed: one with an eos or sep token, or train")
+    raise UserError("task.target_tokenizer: found no token to end with; allowed: one with an eos or sep token, or train")
 
 
 def set_languages(tokenizer: Any, source: str | None, target: str | None) -> None:

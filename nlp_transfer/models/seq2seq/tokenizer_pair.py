@@ -97,8 +97,8 @@ class TokenizerPair:
         used = len(self.source_ids([""], 1 << 30)[0][0])
         if self.prefix and used >= limit:
             raise UserError(
-                f"task.prefix: found {shorten(self.prefix)}, {used} tokens with the special tokens, of at most {limit}; allowed: "
-                "one that leaves room for a text"
+                f"task.prefix: found {shorten(self.prefix)}, {used} tokens including the special tokens; the model reads "
+                f"texts of at most {limit}; allowed: a prefix that leaves room for a text"
             )
         if longest is not None and used >= longest:
             raise UserError(
@@ -188,7 +188,7 @@ def load_target_tokenizer(
         return checkpoint.tokenizer  # a model from another program, with one tokenizer for both
     if vocabulary not in (None, vocabulary_size(target)):
         raise UserError(
-            f"model: {checkpoint.source.name} has a decoder of {vocabulary} tokens, and in {TARGET_FOLDER}/ a tokenizer of "
-            f"{vocabulary_size(target)}; one of the two was changed; copy the model again"
+            f"model: {checkpoint.source.name} has a decoder for {vocabulary} tokens, but the tokenizer in {TARGET_FOLDER}/ has "
+            f"{vocabulary_size(target)}, so one of them was changed; copy the model again"
         )
     return target
