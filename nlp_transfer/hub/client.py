@@ -24,12 +24,12 @@ from nlp_transfer.hub.responses import NAME, find_fault, shape_of
 from nlp_transfer.utils.errors import UserError, first_line
 
 READ_TIMEOUT = 120.0  # seconds to connect, and to wait for the next chunk of a response
-RESPONSE_TIMEOUT = 300.0  # seconds until a response begins, in addition to the time for sending the request
+RESPONSE_TIMEOUT = 300.0  # maximum seconds until a response begins, in addition to the time for sending the request
 SPEED_INTERVAL, MIN_SPEED = 60.0, 1000  # seconds between checks of the download speed; minimum bytes per second
 MAX_IN_MEMORY = 32 * 2**20  # maximum bytes of a response that is not a download
 MAX_WITHOUT_LENGTH = 2**30  # maximum bytes of a download without a Content-Length
 MAX_REQUESTS, MAX_DOWNLOADS = 10_000, 50  # maximum per address, in one operation
-MAX_WAIT = 300  # seconds that a hub may ask a client to wait before a retry
+MAX_WAIT = 300  # maximum seconds that a hub may ask a client to wait before a retry
 WAIT_HEADERS = ("Retry-After", "RateLimit")
 ADVICE = "check HF_ENDPOINT (the hub's address), or try again later"
 ADVICE_FOR_STATUS = {

@@ -43,7 +43,7 @@ class Package:
     Attributes:
         folder: folder of the model, for messages.
         copy: private temporary folder with a copy of the files.
-        files: the path of each copy, by the path of the file in the repository.
+        files: a mapping from paths in the repository to paths of the copies.
     """
 
     folder: Path

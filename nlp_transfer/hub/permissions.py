@@ -78,7 +78,7 @@ def check_target(api: HfApi, target: Target) -> Target:
     """Check that the token may push to a repository, and return the target with its state. Nothing is created or changed.
 
     Raises:
-        UserError: the token may not write there, the revision is not a branch, the tag already exists, or a pull request is
+        UserError: the token may not write to it, the revision is not a branch, the tag already exists, or a pull request is
             requested for a repository or branch that does not exist.
     """
     account, repo_id, branch, create_pr = api.whoami(), target.repo_id, target.revision, target.create_pr

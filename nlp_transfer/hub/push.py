@@ -231,7 +231,7 @@ def _check_commit(api: HfApi, package: Package, pushed: Pushed) -> None:
     """Compare the files of a commit with those that were sent, by size and hash.
 
     Raises:
-        UserError: they differ, or the commit could not be listed.
+        UserError: the files differ, or the commit could not be listed.
     """
     address = f"{pushed.url}/commit/{pushed.commit}"
     try:

@@ -26,7 +26,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     Precision and gradient accumulation are not read from Accelerate's configuration or environment.
 
     Args:
-        training: settings, of which `process_timeout` and `trackers` are used.
+        training: the settings of training. Only `process_timeout` and `trackers` are used.
         precision: `fp32`, `bf16` or `fp16`. Every process uses the value of rank 0, which the result has as
             `mixed_precision`.
         output_dir: folder in which trackers write.
@@ -50,7 +50,7 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if precision == "fp32" else precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # more would divide gradients
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # larger numbers would divide gradients
             dynamo_backend="no",
             kwargs_handlers=[group],
             log_with=training.trackers or None,

@@ -77,7 +77,7 @@ class Backbone:
         """Let forward passes of the model skip the encoder, except its pooler, inside the context.
 
         Args:
-            vectors: of shape (rows, width), used as the hidden state of a single token.
+            vectors: of shape (rows, width); each row is used as the hidden state of a single token.
         """
 
         def forward(*_: Any, **__: Any) -> BaseModelOutputWithPooling:

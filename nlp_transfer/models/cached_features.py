@@ -49,7 +49,7 @@ class CachePoint:
 
     @property
     def column(self) -> str:
-        """The column of a batch that holds the cached features."""
+        """The column of a batch that contains the cached features."""
         return "pooled" if self.depth is None else "states"
 
 

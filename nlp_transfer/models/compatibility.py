@@ -56,7 +56,7 @@ def set_padding_token(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def drop_unknown_token_types(tokenizer: Any, config: Any, name: str) -> None:
-    """Stop a tokenizer from returning token types that the model cannot embed, such as RoBERTa's for the second text."""
+    """Stop a tokenizer from returning token types that the model cannot embed. For example, RoBERTa has only one type."""
     types, key = getattr(config, "type_vocab_size", None), "token_type_ids"
     if not types or key not in tokenizer.model_input_names:  # a model with 0 types ignores them
         return

@@ -117,7 +117,7 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 class LayerMix(nn.Module):
-    """A learned weighted average over layers: (rows, layers, width) to (rows, width)."""
+    """A learned weighted average over layers, from shape (rows, layers, width) to shape (rows, width)."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ def attach_head(
 
     Args:
         dropout: dropout rate of the head if `head` sets none; None means 0.1.
-        overrides: fields of the configuration (`id2label`, `problem_type` ...).
+        overrides: further fields of the configuration (`id2label`, `problem_type` ...).
 
     Raises:
         UserError: the encoder does not return a vector for each token.

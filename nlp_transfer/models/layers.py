@@ -35,7 +35,9 @@ def has_decoder(model: nn.Module) -> bool:
 
 
 def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) -> torch.Tensor:
-    """Put exactly one end token into each row of artificial ids. Classifiers with a decoder (BART, T5) pool its state.
+    """Put exactly one end token into each row of artificial ids.
+
+    Classifiers with a decoder (BART, T5) pool the state of the end token.
 
     Args:
         ids: int64 of shape (rows, tokens).

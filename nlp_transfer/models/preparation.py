@@ -89,7 +89,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def describe_head(model: nn.Module) -> list[str]:
-    """Return a list with one message: whether the checkpoint's head is used or was replaced. It is empty if there was no head."""
+    """Return a list with a message that the checkpoint's head is used or was replaced; the list is empty if it had no head."""
     note: str | None = getattr(model, "head_note", None)
     return [note] if note else []
 

@@ -1,4 +1,4 @@
-"""The output layer of a regression model. It predicts standardized values in training, and the target's units when saved."""
+"""The output layer of a regression model: it predicts standardized values in training, and values of the target when saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -235,8 +235,7 @@ def choose_target_tokenizer(
 def copy_layers(encoder: PreTrainedModel, decoder: PreTrainedModel, same_vocabulary: bool) -> frozenset[str]:
     """Copy the encoder's weights into the decoder where names and shapes agree.
 
-    A shallower decoder gets evenly spaced layers. Cross-attention gets the self-attention weights of the same
-    layer.
+    A shallower decoder gets evenly spaced layers. Cross-attention gets the self-attention weights of the same layer.
 
     Returns:
         The names of the decoder's parameters that were copied.

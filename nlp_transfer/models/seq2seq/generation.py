@@ -24,7 +24,7 @@ from nlp_transfer.utils.errors import UserError, shorten
 
 ROWS = 64  # default batch size
 MAX_BATCH_TOKENS = 1 << 14  # approximate limit of source tokens times beams in a batch
-TOKENIZED_CHARACTERS = 1 << 18  # characters in one call of the tokenizer; each text counts 262 extra characters
+TOKENIZED_CHARACTERS = 1 << 18  # maximum characters in one call of the tokenizer; each text counts 262 extra
 
 # Neutral values of sampling settings. `generate` would replace None with the model's values.
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(

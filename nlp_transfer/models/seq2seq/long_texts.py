@@ -12,7 +12,7 @@ import regex
 Span = tuple[int, int]
 CountTokens = Callable[[Sequence[str]], list[int]]
 
-# Scripts without spaces between words. Southeast Asian ones have spaces between sentences, East Asian ones do not.
+# Scripts without spaces between words. Southeast Asian scripts have spaces between sentences, East Asian scripts do not.
 EAST = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\u3001-\u303f\u30fb\u30fc"
     r"\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uff9e\uff9f"

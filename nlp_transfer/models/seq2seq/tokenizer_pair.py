@@ -154,8 +154,7 @@ class TokenizerPair:
         """Decode generated ids of shape (rows, tokens).
 
         The start token, the language token and everything from the end token on are removed explicitly, since the tokenizer may
-        not list them as special tokens. Spaces are not cleaned up, since that would apply English rules to
-        French punctuation.
+        not list them as special tokens. Spaces are not cleaned up, since that would apply English rules to French punctuation.
         """
         rows = [self._text_ids(row) for row in ids.cpu().tolist()]
         with converted(f"model: the tokenizer {self.target.name_or_path} cannot decode the generated ids"):
@@ -173,7 +172,7 @@ def load_target_tokenizer(
     """Load the target tokenizer of a saved encoder-decoder: the one in `target_tokenizer/`, or the checkpoint's only one.
 
     Args:
-        parts: the model that contains `target_tokenizer/`; None: the checkpoint.
+        parts: the model that contains `target_tokenizer/`. None means the checkpoint.
         ours: whether this toolkit saved the model, so that `target_tokenizer/` must exist.
 
     Raises:

@@ -93,12 +93,12 @@ NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 PATTERN = re.compile(r"(?P<repeat>(?:\\[dw]|\.|\[[\w-]+\])[+*]\??)|(?P<group>\((\?:)?)|[\w|)-]|\\[.dw-]|\.|\[[\w-]+\]")
 MAX_CHARACTERS = 2**16
 MAX_REPEATS, MAX_GROUPS = 3, 6
-MAX_KEYS = 200  # patterns in a setting; each is matched with each module, and Python caches 512 compiled patterns
-MAX_COMBINATIONS = 2**22  # of alternatives and lengths of repeats in a pattern
-REPEATS = 64  # characters that a repeat is assumed to match, for the number of combinations
+MAX_KEYS = 200  # maximum patterns in a setting; each is matched with each module, and Python caches 512 compiled patterns
+MAX_COMBINATIONS = 2**22  # maximum combinations of alternatives and of lengths of repeats in a pattern
+REPEATS = 64  # number of lengths that a repeat is assumed to match, for MAX_COMBINATIONS
 MAX_NAMES = 4096
-MAX_SIZE = 2**14  # ranks, virtual tokens, widths
-MAX_LAYERS = 128  # after replication
+MAX_SIZE = 2**14  # maximum of ranks, virtual tokens, widths ...
+MAX_LAYERS = 128  # maximum number of layers after replication
 MAX_ITERATIONS = {"num_cayley_neumann_terms": 100, "psoft_svd_lowrank_niter": 100}
 LARGE = re.compile(r"seed|key|n_frequency|theta")  # settings that do not affect memory, or only the length of a single vector
 # Limits for loading an adapter. Allocated elements are limited relative to the elements of the base and the adapter (PEFT methods
@@ -246,14 +246,14 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, hint: str = "") ->
 
     Args:
         merge: a function that merges the adapter into the base; None keeps the adapter separate.
-        hint: text that is appended to the message for a load error, such as the base that the adapter was trained on.
+        hint: text that is appended to the message of a load error, such as the base that the adapter was trained on.
 
     Returns:
         The model with the adapter, or the result of `merge`.
 
     Raises:
-        UserError: the settings are not allowed, the weights do not fit them or are not finite, or loading would allocate far more
-            memory than the base and the weights.
+        UserError: the settings are not allowed, the weights do not fit the settings or are not finite, or loading would
+            allocate far more memory than the base and the weights.
     """
     from peft import PeftModel
 

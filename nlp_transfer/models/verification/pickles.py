@@ -1,8 +1,8 @@
 """Check weight files of torch.save by reading the opcodes of their pickles, before torch loads them.
 
-torch's `weights_only` prevents arbitrary code, but it calls functions such as `bytearray` with any size: a file of 291 bytes can
-allocate 3 GB. Here a pickle may contain only what torch.save writes for a state dict, and the sizes in it are limited by the size
-of the file.
+With `weights_only`, torch runs no arbitrary code, but it calls functions such as `bytearray` with any size: a file of 291 bytes
+can allocate 3 GB. Here a pickle may contain only what torch.save writes for a state dict, and the sizes in it are limited by
+the size of the file.
 """
 
 import math

@@ -16,9 +16,9 @@ import regex
 from nlp_transfer.utils.errors import UserError
 
 MAX_CHARACTERS = 4000
-MAX_REPEATS = 100  # in {n,m}
-MAX_STEPS = 2000  # of a search from one position, not counting consumed characters
-MAX_DEPTH = 10  # of nested groups
+MAX_REPEATS = 100  # maximum n and m in {n,m}
+MAX_STEPS = 2000  # maximum steps of a search from one position, not counting consumed characters
+MAX_DEPTH = 10  # maximum depth of nested groups
 # All other escapes are refused: references to groups, calls of groups, \K, \G, \R, \X ...
 _ESCAPE = r"\\(?:[sSdDwWhHrntfvbBAzZ]|[pP]\{\^?[\w ]+\}|x[0-9A-Fa-f]{2}|x\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|[^A-Za-z0-9_])"
 # A class (which may contain other classes and does not begin with ]), an escape, or a character without a special meaning.
@@ -213,7 +213,7 @@ def _quantify(item: _Item, pattern: str, at: int) -> int:
     sign, at = quantifier[0], quantifier.end()
     if sign in "*+?":
         item.least, item.most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
-        if pattern[at : at + 1] == "+" or (sign == "?" and pattern[at : at + 1] == "?"):  # possessive; lazy
+        if pattern[at : at + 1] == "+" or (sign == "?" and pattern[at : at + 1] == "?"):  # possessive (X++), or lazy (X??)
             at += 1
     else:
         least, most = (int(quantifier[name]) if quantifier[name] else None for name in ("least", "most"))

@@ -36,7 +36,7 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
 
     for component in reversed(components):
         kind = component["type"]
-        added = replaced = 0.0  # maximum length added to each character; maximum length that replaces a character
+        added = replaced = 0.0  # maximum length of the text added to each character, and of the text replacing one
         if kind == "ByteLevel":  # writes each byte as a character, and may put a space before each piece
             replaced, weights = 4 * max([other, *weights.values()]) + ("add_prefix_space" in component), {}
         elif kind in ("Metaspace", "Prepend"):

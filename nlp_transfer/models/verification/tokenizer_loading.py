@@ -1,6 +1,6 @@
 """Check the vocabulary files and the configuration of a tokenizer, and test the loaded tokenizer on short texts.
 
-Hostile files could exhaust memory or time when they are loaded, or return ids far beyond the model's embeddings.
+Hostile files could exhaust memory or time during loading, or make a tokenizer return ids far beyond the model's embeddings.
 """
 
 from collections.abc import Mapping

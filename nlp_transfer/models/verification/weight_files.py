@@ -55,7 +55,7 @@ def count_values(path: Path) -> int:
     """
     with path.open("rb") as file:
         start = file.read(9)
-    # Blobs in the hub's cache have no suffix. A safetensors file starts with the length of its header, below 2^32, and a brace.
+    # Blobs in the hub's cache have no suffix. A safetensors file starts with 8 bytes for the length of its header, and a brace.
     if path.suffix == ".safetensors" or start[4:] == bytes(4) + b"{":
         return sum(map(math.prod, stored_shapes(path).values()))
     check_pickle(path)
