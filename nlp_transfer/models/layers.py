@@ -18,13 +18,13 @@ def new_parameters(model: nn.Module) -> frozenset[str]:
 
 
 def set_new_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Record which parameters the checkpoint did not have, such as after renaming them."""
+    """Record the names of the parameters that the checkpoint did not have, for example after renaming them."""
     any_model: Any = model
     any_model.new_parameters = frozenset(names)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Return whether the model has an encoder and a decoder, for generation or for classification."""
+    """Return whether the model has an encoder and a decoder. Such a model may generate text or classify it."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
@@ -35,14 +35,16 @@ def has_decoder(model: nn.Module) -> bool:
 
 
 def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) -> torch.Tensor:
-    """Put exactly one end token into each row of artificial ids, for classifiers that pool it (BART, T5).
+    """Put exactly one end token into each row of artificial ids.
+
+    Classifiers with a decoder (BART, T5) pool the state of the end token.
 
     Args:
         ids: int64 of shape (rows, tokens).
         position: index of the end token in each row.
 
     Returns:
-        The ids; unchanged for other models.
+        The ids. For all other models they are unchanged.
     """
     if not is_encoder_decoder(model) or has_decoder(model):
         return ids
@@ -62,9 +64,10 @@ class Layers:
         depth: number of layers with separate weights.
         shared: whether several layers share weights (ALBERT).
         outside: names of encoder parameters outside of the module `encoder`, such as embeddings shared with a decoder.
-        decoder: module path of the stack of layers of a pretrained decoder that generates text.
-        upper: module path of the decoder's stack in an encoder-decoder classifier (BART); `depth` then counts both stacks.
-        lower: number of encoder layers in an encoder-decoder classifier.
+        decoder: module path of the layer stack in a pretrained decoder that generates text; None without such a decoder.
+        upper: module path of the decoder's stack in an encoder-decoder classifier (BART), else None. If it is set, `depth` is the
+            number of layers in both stacks.
+        lower: number of encoder layers in an encoder-decoder classifier, else 0.
     """
 
     encoder: str
@@ -84,7 +87,8 @@ class Layers:
     def depth_of(self, parameter: str) -> int:
         """Return the depth of a parameter by its name.
 
-        0: embeddings and parameters shared by all layers. 1 to `depth`: layers. `depth` + 1: pooler, head and decoder.
+        Embeddings and parameters shared by all layers have depth 0. The layers have depths 1 to `depth`. The pooler, the head and
+        a generating decoder have depth `depth` + 1.
         """
         if parameter in self.outside:
             return 0
@@ -101,7 +105,7 @@ class Layers:
 
 
 def encoder_config(config: Any) -> Any:
-    """Return the encoder's configuration: the nested one if the model has the toolkit's head or a decoder, else the model's."""
+    """Return the encoder's configuration. The toolkit's head and the family `encoder-decoder` nest it in the model's."""
     if hasattr(config, "encoder_config"):
         return config.encoder_config()
     inner = getattr(config, "encoder", None)
@@ -119,7 +123,7 @@ def width(model: nn.Module) -> int:
 
 
 def find_layers(model: nn.Module) -> Layers:
-    """Find the stacks of layers of an encoder with a head, or with a decoder.
+    """Find the layer stacks of a model that consists of an encoder and a head or a decoder.
 
     Raises:
         UserError: the model has no recognizable stack of layers.
@@ -161,7 +165,7 @@ def _path(model: nn.Module, submodule: nn.Module) -> str:
 
 
 def _stack(model: nn.Module, below: str, length: int | None = None) -> str | None:
-    """Return the path of the first `ModuleList` below a path; if `length` is set, of the first with this length."""
+    """Return the path of the first `ModuleList` inside a module. If `length` is set, lists of other lengths are skipped."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.startswith(f"{below}.") and length in (None, len(module)):
             return name
@@ -169,7 +173,7 @@ def _stack(model: nn.Module, below: str, length: int | None = None) -> str | Non
 
 
 def linear_layers(model: nn.Module, layers: Layers) -> Iterator[str]:
-    """Yield the distinct module paths of linear projections in the stacks, relative to their layer.
+    """Yield the module paths of the linear projections, relative to their layer. Each path occurs once.
 
     Some families use convolutions of width 1 (SqueezeBERT) or transformers' `Conv1D` (GPT-2) instead of linear layers.
     """

@@ -1,4 +1,6 @@
-"""Generate texts with greedy or beam search; each row has its own length limit, so no row depends on its batch.
+"""Generate texts with greedy or beam search.
+
+Each row has a separate length limit, so its text does not depend on the other rows of the batch.
 
 `translate` handles texts of any length, and `generate_texts` truncates them. Predictions for users and the evaluation of a model
 use the same function.
@@ -23,7 +25,7 @@ from nlp_transfer.utils.errors import UserError, shorten
 
 ROWS = 64  # default batch size
 MAX_BATCH_TOKENS = 1 << 14  # approximate limit of source tokens times beams in a batch
-TOKENIZED_CHARACTERS = 1 << 18  # maximum characters in one call of the tokenizer; each text adds a thousandth of this
+TOKENIZED_CHARACTERS = 1 << 18  # maximum characters in one call of the tokenizer; each text counts 262 extra
 
 # Neutral values of sampling settings. `generate` would replace None with the model's values.
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(
@@ -47,14 +49,14 @@ STATELESS_PROCESSORS = (
 
 
 class LengthLimit(LogitsProcessor):
-    """Logits processor that ends each row at its own maximum length.
+    """Logits processor that ends each row at a separate maximum length.
 
-    `generate` has one limit for the batch, so without this a row that does not generate an end token would become longer in a
-    batch with longer rows.
+    `generate` has a single limit for the batch. Without this processor, a row that does not generate an end token would become
+    longer in a batch with longer rows.
 
     Args:
         limits: int64 of shape (rows,).
-        beams: beams of each row.
+        beams: number of beams in each row.
         end: id of the end token.
     """
 
@@ -71,15 +73,15 @@ class LengthLimit(LogitsProcessor):
         return torch.where(at_limit[:, None], only_end, scores)
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Drop the limits of all but these rows x beams (int64)."""
+        """Keep only the limits of these rows x beams (int64 indices)."""
         self.limits = self.limits[rows]
 
 
 def configure_search(settings: Any, beams: int, length_penalty: float) -> None:
     """Configure generation settings for greedy search (one beam) or beam search.
 
-    Settings for sampling are reset, and with one beam those of beam search: transformers does not save contradictory settings.
-    `early_stopping: never` is reset as well, since it depends on the longest limit of a batch.
+    Sampling settings are reset. With one beam, beam search settings are reset as well, because transformers does not save
+    contradictory settings. `early_stopping: never` is also reset, since it depends on the longest limit in a batch.
     """
     settings.num_beams, settings.do_sample = beams, False
     settings.length_penalty = length_penalty if beams > 1 else 1.0
@@ -100,14 +102,14 @@ def generate(
     """Generate target ids.
 
     Args:
-        tokenizers: the tokenizers; their target language may differ from the one in the saved model.
+        tokenizers: the source and target tokenizers. Their target language may differ from the one in the saved model.
         input_ids, attention_mask: int64 of shape (rows, tokens).
         limits: maximum length of each target including its end token, int64 of shape (rows,).
         beams: 1 means greedy search.
         length_penalty: beam search divides scores by length ** length_penalty.
 
     Returns:
-        int64 of shape (rows, longest), with the start token, filled with padding or end tokens.
+        Target ids, int64 of shape (rows, longest), including the start token. Shorter rows are filled with padding or end tokens.
     """
     settings = copy.deepcopy(model.generation_config)
     configure_search(settings, beams, length_penalty)
@@ -147,9 +149,9 @@ def translate(
     spacing of the target language. The translation of an empty text is empty.
 
     Args:
-        texts: without white space at their ends.
+        texts: texts without leading or trailing white space.
         longest: maximum source tokens of a piece, including special tokens.
-        limit: a function from the source tokens of a piece to the maximum tokens of its translation.
+        limit: a function that takes the number of source tokens in a piece, and returns the maximum number of target tokens.
         beams, length_penalty: as for `generate`.
         rows: maximum pieces in a batch; batches of long pieces are smaller.
 
@@ -213,7 +215,7 @@ def _token_counts(tokenizers: TokenizerPair, texts: Sequence[str]) -> list[int]:
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield start and end of the texts for each call of the tokenizer, which limits its memory for large files."""
+    """Yield the start and end index of each group of texts to tokenize together. Small groups save memory with large files."""
     start = size = 0
     for i, text in enumerate(texts, start=1):
         size += len(text) + TOKENIZED_CHARACTERS // 1000
