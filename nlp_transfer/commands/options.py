@@ -81,7 +81,7 @@ TRAINING_OPTIONS = (
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the context and the parameters of a command that takes texts or files."""
+    """Pass the context, and add the parameters of a command that takes texts or files."""
     return click.pass_context(_with_all(FILE_OPTIONS, command))
 
 
@@ -138,7 +138,7 @@ def repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     """Rewrite `--seeds 0 1 2` as `--seeds=0 --seeds=1 --seeds=2`, for the flags in `names`.
 
     Raises:
-        UserError: no value follows such a flag.
+        UserError: one of these flags has no value.
     """
     repeated: list[str] = []
     remaining = list(arguments)

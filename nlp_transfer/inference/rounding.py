@@ -23,7 +23,7 @@ def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarr
     if digits is not None and name == "scores":
         return _round(exact, digits, np.minimum(size, 1 - size))
     decimals = exact.copy()
-    for digits in (9, 8, 7):  # 9 digits always identify a float32, 7 mostly do
+    for digits in (9, 8, 7):  # 9 digits always identify a float32, 7 usually do
         candidates = _round(exact, digits, size)
         decimals = np.where(candidates.astype(np.float32) == values, candidates, decimals)
     tiny = size < SMALLEST
@@ -32,6 +32,6 @@ def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarr
 
 
 def _round(values: np.ndarray, digits: int, size: np.ndarray) -> np.ndarray:
-    """Round to the decimal place of the last of `digits` significant digits of `size`, element by element."""
+    """Round each value to as many decimal places as show `digits` significant digits of the same element of `size`."""
     scale = 10.0 ** np.clip(digits - 1 - np.floor(np.log10(np.maximum(size, SMALLEST))), 0, 22)  # exact powers of ten
     return np.asarray(np.round(values * scale) / scale)
