@@ -39,12 +39,12 @@ BASE = click.option("--base", metavar="MODEL", help="Base model of an adapter, i
 FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
     click.option(
-        "--input", "source", type=click.Path(path_type=Path), help="A CSV, TSV, JSONL, Parquet or .txt file; -: standard input."
+        "--input", "source", type=click.Path(path_type=Path), help="A CSV, TSV, JSONL, Parquet or .txt file; - for standard input."
     ),
     click.option(
         "--output",
         type=click.Path(path_type=Path),
-        help="A file; its extension determines the format, as for --input. -: standard output.",
+        help="A file, whose extension determines the format, as for --input; or - for standard output.",
     ),
     click.option(
         "--format",

@@ -58,7 +58,7 @@ def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: st
     if cheapest is not best:
         text = (
             f"Take {cheapest.label}: with {metric} {show(cheapest.value)} on {split} it is not measurably worse than the best, "
-            f"{best.label} ({show(best.value)}, {_p(cheapest)}), and it is the cheapest of these ({_cost(cheapest)}; "
+            f"{best.label} ({show(best.value)}, {_p(cheapest)}), and it is the cheapest of these strategies ({_cost(cheapest)}; "
             f"{best.label}: {_cost(best)})"
         )
     elif equal:

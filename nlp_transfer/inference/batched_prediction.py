@@ -23,7 +23,7 @@ from nlp_transfer.utils.errors import UserError
 CPU_TOKENS = 512  # padded tokens per batch and thread; activations of larger batches exceed the CPU caches
 GPU_TOKENS = 1 << 15  # padded tokens per batch that keep a GPU busy
 GENERATION_ROWS = 32  # rows per batch for tasks that generate text
-_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # models that ran out of memory: most padded tokens per batch
+_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # model that ran out of memory -> most padded tokens per batch
 
 
 def batches_of(
@@ -169,7 +169,7 @@ def check_finite_predictions(
             continue
         broken = indices[~np.isfinite(values).reshape(len(values), -1).all(1)]
         if len(broken):
-            advice = "a new copy of the model, or train it again" if precision == "fp32" else "--precision fp32"
+            advice = "use a new copy of the model, or train it again" if precision == "fp32" else "use --precision fp32"
             raise UserError(
                 f"{where(int(broken.min()))}: the model's {name} are NaN or infinite, in {len(broken)} of {len(indices)} rows "
                 f"that were computed together in {precision}; allowed: finite numbers; {advice}"

@@ -134,8 +134,8 @@ class OutputFile:
                 if self._known:
                     changed = ", ".join(_changed(before, header)) or "its format"
                     say(
-                        f"starting over: {self.journal} holds predictions of another command ({changed} changed); they "
-                        "are replaced by the first new predictions"
+                        f"starting over: {self.journal} contains predictions of another command ({changed} changed); they "
+                        "are deleted when the first new predictions are saved"
                     )
                     self._known, self._rows, self._header = {}, 0, header
                 else:

@@ -21,7 +21,7 @@ MOST_PARTS = 64  # parts that are open at the same time
 class ParquetOutput:
     """A Parquet file with a schema that is not known in advance.
 
-    A column may be null, have few fields or hold only integers for thousands of rows before its type is known. When a chunk
+    A column may be null, have few fields or contain only integers for thousands of rows before its type is known. When a chunk
     needs a wider schema (a type instead of null, float64 instead of int64, more fields or columns), a new part is started in an
     unnamed temporary file. At the end all parts are cast to the widest schema. Usually there is only one part, the output.
     Each chunk is a row group, so memory use does not depend on the file size.
@@ -43,7 +43,7 @@ class ParquetOutput:
         """Append the columns of `table` (a `pyarrow.Table` or None) and then `columns` (Python values).
 
         Raises:
-            UserError: the values of a column have no common type, or Parquet cannot hold them.
+            UserError: the values of a column have no common type, or Parquet does not support them.
         """
         arrays = {name: _array(name, values) for name, values in columns.items()}
         if table is None:
@@ -126,7 +126,7 @@ class ParquetOutput:
                 self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
             self.writer.write_table(table)
         except pa.ArrowException as error:  # such as an object without fields
-            raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
+            raise UserError(f"--output: a .parquet file cannot contain these values ({error}); allowed: .jsonl") from error
 
 
 def _array(name: str, values: Sequence[Any]) -> Any:

@@ -32,6 +32,6 @@ def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarr
 
 
 def _round(values: np.ndarray, digits: int, size: np.ndarray) -> np.ndarray:
-    """Round each value to as many decimal places as show `digits` significant digits of the same element of `size`."""
+    """Round each value to the decimal place at which `digits` significant digits of the same element of `size` end."""
     scale = 10.0 ** np.clip(digits - 1 - np.floor(np.log10(np.maximum(size, SMALLEST))), 0, 22)  # exact powers of ten
     return np.asarray(np.round(values * scale) / scale)

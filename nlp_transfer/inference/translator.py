@@ -40,7 +40,7 @@ class Translator:
     def __init__(self, predictor: Predictor) -> None:
         task = predictor.task
         if not isinstance(task, TextGenerationTask):
-            raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `predict` for it")
+            raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `load_predictor` for it")
         check_used(task, scored=False)
         self.predictor, self.task = predictor, task
         self.in_pieces = 0

@@ -92,7 +92,7 @@ class _Worker:
             code = self.process.exitcode or 0
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             raise UnfinishedError(
-                f"{self.name} (pid {self.process.pid}) {how} {when}. Memory may be insufficient, since each process holds "
+                f"{self.name} (pid {self.process.pid}) {how} {when}. Memory may be insufficient, since each process loads "
                 "the model; allowed: fewer --processes, or a smaller --batch-size"
             ) from error
         if isinstance(reply, Exception):

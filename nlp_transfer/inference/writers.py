@@ -38,8 +38,8 @@ class Writer:
         """Create a file.
 
         Args:
-            target: a path, whose file is written completely or not at all. Or an open binary file or, for text formats, an open
-                text stream; both are not closed.
+            target: a path, whose file is written completely or not at all; or an open binary file or, for text formats, an open
+                text stream, which is not closed.
             ending: the file extension.
             types: names of Arrow types by column, used for Parquet columns in which every value is null.
         """

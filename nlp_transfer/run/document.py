@@ -283,7 +283,7 @@ def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Doc
 
 
 def _descend(parent: Any, path: list[str], name: str) -> Any:
-    """Return the mapping or list that `parent` has at the last key of `path`, created if missing and expanded if a plain name."""
+    """Return the mapping or list at the last key of `path` in `parent`. A missing one is created, a plain name is expanded."""
     key: Any = _index(parent, path[-1], name) if isinstance(parent, list) else path[-1]
     child = parent[key] if isinstance(parent, list) else parent.get(key)
     if child is None:

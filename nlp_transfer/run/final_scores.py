@@ -59,8 +59,8 @@ def score_splits(
 def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) -> None:
     """Write the rows of a split in order.
 
-    The columns are the inputs, `reference`, the columns of `predict`, and the origin of each row as `file` and `row`. The latter
-    two have the prefix `source_` if an input column has the same name.
+    The columns are the inputs, `reference`, the columns of `predict`, and the origin of each row as `file` and `row`. Each of
+    these two gets the prefix `source_` if an input column has its name.
     """
     task, rows = job.task, job.rows[split]
     floats = {name: round_predictions(name, array, PRECISION) for name, array in predictions.items() if array.dtype == np.float32}

@@ -127,7 +127,7 @@ def describe_changes(others: Mapping[str, list[str]]) -> list[str]:
 
 
 def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that files and revisions match those recorded in a document. Files that moved are not compared.
+    """Check that files and revisions match those recorded in a document. Recorded files that are no longer used are skipped.
 
     Args:
         before, now: `provenance` of the recorded and of the current document.

@@ -64,7 +64,7 @@ class SavedCheckpoint(Checkpoint):
 
 
 def ensure_config(model: Any, checkpoint: Checkpoint) -> Any:
-    """Return the model; if it has no `config`, set it to the configuration of the checkpoint.
+    """Return the model. If it has no `config`, set the attribute to the configuration of the checkpoint.
 
     Raises:
         UserError: the model is not a `torch.nn.Module`.
@@ -181,7 +181,7 @@ def check_built(model: Any, task: Task, saved: Mapping[str, Any] | None, name: s
     if (difference := probe_difference(model, probe)) is not None:
         raise UserError(
             f"model: {name}: the model that {task_name(task)} builds does not give the logits recorded when it was saved "
-            f"({difference}); its class, a library or the weights have changed since then; allowed: those that it was saved with"
+            f"({difference}); its class, a library or the weights have changed since; allowed: the versions it was saved with"
         )
 
 

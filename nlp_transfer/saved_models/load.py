@@ -249,7 +249,7 @@ def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, limi
     requested = dict(settings or {})
     problems = Problems()
     if before.max_length is not None and limit is not None and not 1 <= before.max_length <= limit:
-        raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {limit}, the limits of its model")
+        raise UserError(f"{RECORD}: found max_length: {before.max_length}; allowed: 1 to {limit}, the limit of its model")
     unused = {f"task.{name}": "it was fixed when the model was trained" for name in requested}
     unused = {name: reason for name, reason in unused.items() if name not in IDENTITY and not takes("load_predictor", name)}
     trained = {"name": task_name(before), **{name: getattr(before, name) for name in before.traits.fixed}}

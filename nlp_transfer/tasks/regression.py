@@ -29,7 +29,7 @@ from nlp_transfer.utils.errors import Problems, UserError, shorten
 MAX_VALUE = float(np.finfo(np.float32).max)  # saved models compute in fp32
 MIN_DEVIATION, MAX_DEVIATION = 1e-30, 1e30  # outside this range fp32 weights underflow or overflow
 ROUNDING_ERROR = 1e-7  # of standardized values in fp32
-SAME_UNITS = 10.0  # in the same units: maximum distance of means, in standard deviations, and maximum ratio of deviations
+SAME_UNITS = 10.0  # of columns with the same units: maximum difference of means, in deviations, and ratio of deviations
 COARSE_STEP = 0.01  # maximum spacing of fp32 numbers, in standard deviations, without a warning
 
 

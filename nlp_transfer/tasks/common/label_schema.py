@@ -27,7 +27,7 @@ LONGEST_NUMBER = 28  # characters; `Decimal` rounds longer numbers, which would 
 POSITIONS = re.compile(r"[01]([ ,;\t]*[01])+")  # such as 1,0,1 or 101
 BRACKETS = {("[", "]"), ("(", ")"), ("{", "}")}
 CONTAINERS = (list, tuple, set, frozenset, dict, bytes, np.ndarray)
-MAX_REPEATS = 0.1  # maximum share of lists of names that name a label twice, by mistake
+MAX_REPEATS = 0.1  # if lists contain names of labels: maximum share of lists with a repeated name, by mistake
 TRUTH = {"true": True, "false": False}
 ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], which Python parses as a single string
 

@@ -42,7 +42,7 @@ def _as_text(labels: Any) -> Any:
 
 def _check_unique(labels: list[str]) -> list[str]:
     if any(not label.strip() for label in labels):
-        raise ValueError("labels that are not empty; an empty cell holds no label")
+        raise ValueError("labels that are not empty; an empty cell has no label")
     if repeated := [label for label, count in Counter(labels).items() if count > 1]:
         raise ValueError(f"each label once; {repeated[0]!r} appears twice")
     return labels

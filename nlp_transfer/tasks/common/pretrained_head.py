@@ -69,7 +69,7 @@ def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedMode
 
 
 def output_layer(model: PreTrainedModel) -> dict[str, int]:
-    """Return each parameter with one entry per label, by name, and the axis of the labels in it (usually 0).
+    """Return the axis of the labels (usually 0) for the name of each parameter that has one entry per label.
 
     This works for any model family, since the shapes are compared with those of a model that has one more label.
     """
@@ -89,7 +89,7 @@ def note_unused_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrain
     """Record in `model.head_note` that a trained head was replaced because `task.head` or the strategy requires another."""
     if checkpoint.head == "SequenceClassification":
         labels = _describe(checkpoint.config)
-        model.head_note = f"head: new, of another kind than the checkpoint's, which was trained for {labels}"  # type: ignore[assignment]
+        model.head_note = f"head: new, of another kind than that of the checkpoint, trained for {labels}"  # type: ignore[assignment]
     return model
 
 
