@@ -39,7 +39,10 @@ BASE = click.option("--base", metavar="MODEL", help="Base model of an adapter, i
 FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
     click.option(
-        "--input", "source", type=click.Path(path_type=Path), help="A CSV, TSV, JSONL, Parquet or .txt file; - for standard input."
+        "--input",
+        "source",
+        type=click.Path(path_type=Path),
+        help="A CSV, TSV, JSONL, Parquet or .txt file, or - for standard input.",
     ),
     click.option(
         "--output",

@@ -36,7 +36,7 @@ class SummaryRow:
     difference_low: float | None = None
     difference_high: float | None = None
     p: float | None = None
-    """P-value of the paired test against the first strategy; `p_best` is against the best. Both need at least two common seeds."""
+    """P-value of the paired test against the first strategy; `p_best` is against the best. Needs two or more common seeds."""
     p_best: float | None = None
     trainable_parameters: int | None = None
     seconds: float | None = None
