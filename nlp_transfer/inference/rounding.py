@@ -14,7 +14,7 @@ def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarr
     Args:
         name: name of the values; `scores` are probabilities.
         values: float array of any shape.
-        precision: precision of the computation: fp32, bf16 or fp16.
+        precision: precision of the computation, which is fp32, bf16 or fp16.
     """
     values = values.astype(np.float32)
     exact = values.astype(np.float64)

@@ -67,7 +67,7 @@ class CrossEntropy(Objective):
     would cancel the effect of label smoothing.
 
     Attributes:
-        focal_gamma: Focusing parameter of the focal loss. 0: off.
+        focal_gamma: Focusing parameter of the focal loss. 0 disables it.
     """
 
     label_smoothing: float = 0.0
@@ -100,7 +100,7 @@ class BinaryCrossEntropy(Objective):
 
     Attributes:
         class_weights: Weights of positive rows of each label.
-        focal_gamma: Focusing parameter of the focal loss. 0: off.
+        focal_gamma: Focusing parameter of the focal loss. 0 disables it.
     """
 
     label_smoothing: float = 0.0
