@@ -1,8 +1,8 @@
 """A server process that forks for each run of a comparison.
 
-The server imports the toolkit once for all runs. A process per run measures the peak memory of that run, and keeps a crash from
-ending the others. It also reads the data once for all runs. The server reads each job as a pickle from standard input and writes
-its reply as a pickle to standard output. If standard input is closed because the command has ended, the current run is killed.
+The server imports the toolkit and reads the data once for all runs. Each run has a separate process, so that its peak memory can
+be measured and a crash does not end the other runs. The server reads each job as a pickle from standard input and writes its
+reply as a pickle to standard output. If standard input is closed because the command has ended, the current run is killed.
 
 On systems without fork, a server executes one job and exits.
 """
@@ -36,7 +36,7 @@ from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.environment import finish_output
 from nlp_transfer.utils.errors import UserError
 
-MAX_SCORE_BYTES = 64 * 2**20  # per split; larger scores are not saved, so metrics that need them cannot be compared
+MAX_SCORE_BYTES = 64 * 2**20  # bytes per split; larger scores are not saved, so metrics that need them cannot be compared
 
 
 def serve() -> None:
@@ -66,7 +66,7 @@ def serve() -> None:
 
 
 def _read(read: Document, seed: int, needs_validation: bool) -> Splits | str:
-    """Read the data of a run for all runs that are forked later; return the splits without their cells, or a message."""
+    """Read the data of a run for all runs that are forked later; return the splits without their cells, or an error message."""
     with interruptible():
         try:
             run = resolve(read, shared=True)

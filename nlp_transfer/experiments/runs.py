@@ -41,7 +41,7 @@ class Outcome:
         model_bytes: size of the model.
         stored_bytes: size of the adapter, or of the model if there is no adapter.
         impossible: why the run is impossible with these settings.
-        failed: last line of the error.
+        failed: last line of the error that ended the run.
     """
 
     folder: Path
@@ -156,12 +156,12 @@ class RunServer:
 
         Args:
             document: settings of the run.
-            rate: factor on the strategy's default learning rate.
+            rate: factor by which the strategy's default learning rate is multiplied.
             keep_models: whether to keep the model.
             notes: JSON documents to write into the run's folder, by file name.
         """
         folder = Path(document["output_dir"])
-        if (folder / "result.json").exists():  # killed after the end of the run, before its predictions were saved
+        if (folder / "result.json").exists():  # killed after the run had finished, before its predictions were saved
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTCOME).unlink(missing_ok=True)

@@ -45,7 +45,7 @@ class FilePredictor:
         model: a run folder, a model folder, an adapter folder or a hub id.
         source: path of the file, for messages.
         settings: data and task settings, which override those of the saved model.
-        batch_size: rows per batch; None: the fastest number on the device.
+        batch_size: rows per batch. None means the number that is fastest on the device.
         precision: fp32, bf16, fp16 or auto.
         probabilities: whether to add a column with the probability of each label.
         command: name of the command, `predict` or `translate`.
@@ -101,7 +101,7 @@ class FilePredictor:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything besides the rows that determines the predictions, as JSON.
+        """Everything that determines the predictions, except the rows, as JSON.
 
         Equal identities and equal chunks give bitwise equal predictions. `window` is the number of rows per chunk.
         """
@@ -130,7 +130,7 @@ class FilePredictor:
         """Predict a chunk.
 
         Raises:
-            UserError: a column is missing, or the file already has a column with the name of a new one.
+            UserError: a column is missing, or a new column has the name of a column of the file.
         """
         return (self.translator or self.predictor).predict_chunk(chunk, self.source, self.probabilities)
 
@@ -159,7 +159,7 @@ def _vocabulary(tokenizer: Any) -> Any:
 
 
 def _device_name(device: str) -> str:
-    """Return a name shared by devices with bitwise equal results: the instruction set of a CPU, or the model of a GPU."""
+    """Return the instruction set of a CPU or the model of a GPU. Devices of the same name compute bitwise equal results."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability() if device == "cpu" else device

@@ -28,7 +28,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
     """Predict a file: write the input columns and the predictions to the output, completely or not at all.
 
     Rows that cannot be predicted get null predictions, and are counted at the end. After an interruption, the same call resumes
-    and writes the same bytes as an uninterrupted one.
+    and writes the same bytes as an uninterrupted call.
 
     Args:
         arguments: keyword arguments of `FilePredictor`, without `source` and `processes`.
@@ -51,7 +51,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
         def read(chunk_rows: int, inputs: list[str], identity: dict[str, Any]) -> Iterator[Batch]:
             target.begin(identity)
             output.inputs, output.types = inputs, identity.get("types", {})
-            keep_table = ending != ".txt"  # a line of .txt holds only the prediction
+            keep_table = ending != ".txt"  # a line of a .txt file contains only the prediction
             for chunk in read_table(path, data, chunk_rows, inputs, keep_table, mark_faults=True):
                 yield chunk if chunk.names else _with_all_columns(chunk, columns)
             check_unchanged(path, before)
@@ -83,7 +83,7 @@ class _Output:
     ending: str
     translates: bool = False
     inputs: Sequence[str] = ()
-    """Columns that the model reads, known once it is loaded."""
+    """Columns that the model reads, known once the model is loaded."""
     types: Mapping[str, str] = field(default_factory=dict)
     """Arrow types of the predicted columns, known once the model is loaded."""
 
@@ -117,7 +117,7 @@ class _Output:
         if writer is not None and writer.not_finite:
             say(
                 f"warning: NaN and infinite numbers were written to {target} as null, {writer.not_finite} times, first in row "
-                f"{writer.first_not_finite}: JSON has no such numbers; .parquet has, and .csv outside of lists and objects"
+                f"{writer.first_not_finite}: JSON cannot contain them; .parquet can, and .csv can outside of lists and objects"
             )
         if kinds:
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -19,7 +19,7 @@ from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import number
 from nlp_transfer.utils.environment import expand
 
-METADATA_METRICS = (  # listed in the YAML metadata
+METADATA_METRICS = (  # metrics listed in the YAML metadata
     "accuracy", "f1_macro", "f1_micro", "mcc", "auc", "r2", "pearson", "spearman", "mae", "rmse", "mse", "bleu", "chrf", "ter",
 )  # fmt: skip
 SPLIT_OFF = "split off the training data"
@@ -29,8 +29,8 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     """Write the model card, `README.md`, to the folder of a model or an adapter.
 
     Args:
-        result: the run's `result.json`.
-        data: the sources of `train`, `validation` and `test`, and `rows`, the number of rows by split.
+        result: content of the run's `result.json`.
+        data: the sources of `train`, `validation` and `test`, and the number of rows of each split as `rows`.
         training: the resolved training settings.
     """
     scored = "test" if result["metrics"].get("test") else "validation"

@@ -13,7 +13,7 @@ def task_for_config(checkpoint: Checkpoint) -> Task:
     """Create the task of a model that this toolkit did not save, from the head and labels in its configuration.
 
     Raises:
-        UserError: If the model has no head, an unknown one, or one for an unsupported task such as token classification.
+        UserError: If the model has no head, an unknown head, or a head for an unsupported task such as token classification.
     """
     config: Any = checkpoint.config
     if config.is_encoder_decoder and checkpoint.head != "SequenceClassification":
@@ -38,12 +38,12 @@ def task_for_config(checkpoint: Checkpoint) -> Task:
 
 
 def _configured(config: Any) -> list[str | None]:
-    """Return the label names in a configuration, ordered by id. None: the id has no name."""
+    """Return the label names in a configuration, ordered by id, with None for an id without a name."""
     return [None if (name := config.id2label.get(i)) is None else str(name) for i in range(config.num_labels)]
 
 
 def check_schema(task: Task, checkpoint: Checkpoint) -> None:
-    """Check that the labels of the configuration and of the task are the same, in the same order.
+    """Check that the configuration and the task have the same labels in the same order.
 
     Raises:
         UserError: If they differ.
