@@ -12,7 +12,7 @@ from nlp_transfer.utils.errors import UserError
 
 
 def with_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, where: Where) -> Job:
-    """Return the job with cached features instead of tokens, and make the model start its forward pass from them.
+    """Return the job with cached features instead of tokens, and make the forward pass of the model start from these features.
 
     Args:
         point: The layer whose output is cached.
