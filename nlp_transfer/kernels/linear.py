@@ -25,8 +25,7 @@ class Bf16Copies:
         self._changes = 0
 
     def invalidate(self) -> None:
-        """Mark trainable parameters as changed. Call this after a step of a fused optimizer, which does not update the version
-        of a tensor."""
+        """Mark trainable parameters as changed. Call this after fused optimizer steps, which do not update tensor versions."""
         self._changes += 1
 
     def of(self, parameter: nn.Parameter) -> torch.Tensor:

@@ -72,8 +72,7 @@ class SparseAdamWTable:
         return _Lookup.apply(self.table, positions, rows, padding, self.pending)
 
     def gradient(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the rows looked up since the last step (int64) and their gradients (fp32, (rows, width)). None: there were no
-        lookups."""
+        """Return the rows looked up since the last step (int64) and their gradients (fp32, (rows, width)). None: no lookups."""
         if len(self.pending) > 1:  # several micro-batches, or several lookups in one forward pass
             rows, positions = torch.unique(torch.cat([rows for rows, _ in self.pending]), return_inverse=True)
             total = torch.zeros(len(rows), self.table.shape[1])

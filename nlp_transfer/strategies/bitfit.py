@@ -93,6 +93,5 @@ class Bitfit(Strategy):
 
 
 def _is_new_part(name: str, layers: Layers) -> bool:
-    """Return whether a parameter belongs to the pooler, the head or a new decoder. A pretrained decoder counts as part of the
-    encoder."""
+    """Return whether a parameter belongs to the pooler, the head or a decoder that is not pretrained."""
     return layers.decoder is None and layers.depth_of(name) > layers.depth

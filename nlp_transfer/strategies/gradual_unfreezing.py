@@ -57,8 +57,8 @@ class GradualUnfreezing(Strategy):
         layers = separate_layers(model, "gradual_unfreezing", "they cannot be unfrozen one by one")
         if has_decoder(model) and layers.decoder:
             raise UserError(
-                "strategy.name: found gradual_unfreezing; this encoder-decoder has no new part that would have to be trained "
-                "first; allowed: an encoder with a new decoder or head, or another strategy"
+                "strategy.name: found gradual_unfreezing; this encoder-decoder has no new part to train first; "
+                "allowed: an encoder with a new decoder or head, or another strategy"
             )
         return model
 
@@ -66,7 +66,7 @@ class GradualUnfreezing(Strategy):
         """With `by: plateau`, check that there is a validation split."""
         if self.by == "plateau" and "validation" not in job.tables:
             raise UserError(
-                "strategy.by: found plateau; there is no validation split to show one; allowed: epoch, data.validation, or "
+                "strategy.by: found plateau, which requires a validation split; allowed: epoch, data.validation, or "
                 "data.validation_share above 0"
             )
         return job

@@ -98,8 +98,7 @@ class L2Sp(Strategy):
 
 
 class HalfSquaredDistance(torch.autograd.Function):
-    """Compute strength/2 * sum |w - w0|^2 over many tensors in fp32, with fused operations and without saving intermediate
-    results."""
+    """Compute strength/2 * sum |w - w0|^2 over many tensors in fp32, with fused operations and no saved intermediate results."""
 
     @staticmethod
     def forward(context: Any, strength: float, references: list[torch.Tensor | None], *parameters: torch.Tensor) -> torch.Tensor:

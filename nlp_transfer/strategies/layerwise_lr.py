@@ -23,8 +23,7 @@ from nlp_transfer.strategies.common.layer_depth import inner_layers, plain_name,
 
 
 class LayerwiseLr(Strategy):
-    """Reduce the learning rate from layer to layer, from the top down, in full fine-tuning or in a list such as [lora,
-    layerwise_lr]."""
+    """Reduce the learning rate layer by layer, from the top down. Can be combined with others, as in [lora, layerwise_lr]."""
 
     traits = StrategyTraits(only_trains=True)
 

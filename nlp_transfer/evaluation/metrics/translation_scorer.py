@@ -19,15 +19,17 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class TranslationScorer(Scorer):
-    """Scores translations with sacreBLEU, and predicted tokens.
+    """Scores translations with sacreBLEU, and the accuracy of predicted tokens.
 
-    Predictions also include `pieces`, the number of pieces in which each source was translated, and the number of target tokens
-    that were predicted correctly (`right`) and of all target tokens (`of`). References also include `sources`.
+    For each row, predictions also include `pieces`, the number of pieces in which the source was translated; `right`, the
+    number of target tokens that were predicted correctly; and `of`, the number of all target tokens. References also include
+    `sources`.
 
     Attributes:
         language: The target language.
         draft_rows: Maximum number of rows to translate during training.
-        max_length, longest_piece: Limits in tokens, for notes: of texts whose loss is computed, and of pieces of sources.
+        max_length, longest_piece: Maximum number of tokens of a text whose loss is computed, and of a piece of a source. Both
+        appear in notes to the user.
     """
 
     language: str | None = None
@@ -37,7 +39,7 @@ class TranslationScorer(Scorer):
     reference: ClassVar[str] = "references"
 
     def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
-        """Return `token_accuracy` on truncated texts, and `compute_translation_metrics` on the translated rows."""
+        """Return `token_accuracy` on truncated texts, and the results of `compute_translation_metrics` on the translated rows."""
         metrics = {"token_accuracy": float(predictions["right"].sum() / predictions["of"].sum())}
         translated = np.array([text is not None for text in predictions["prediction"]])
         if translated.any():
@@ -64,7 +66,7 @@ class TranslationScorer(Scorer):
         return chosen, {"translated_rows": min(rows, self.draft_rows), "beams": 1} if self.draft_rows else {}
 
     def examples(self, predictions: Arrays, references: Arrays) -> list[str]:
-        """Return a few translations with sources and references, and the number of texts translated in pieces."""
+        """Return some translations with sources and references, and a note on how many sources were translated in pieces."""
         lines = []
         if long := int((predictions["pieces"] > 1).sum()):
             lines.append(

@@ -67,8 +67,7 @@ def module_pattern(layers: Layers, chosen: Iterable[str], numbers: Iterable[int]
 
 
 def last_of_layers(model: nn.Module, layers: Layers) -> set[str]:
-    """Return the name of the last linear module of each layer, relative to the layer. It is the output of the feed-forward
-    block."""
+    """Return the name, relative to its layer, of the last linear module of each layer: the output of the feed-forward block."""
     last: dict[str, str] = {}
     for name, module in model.named_modules():
         stack = next((stack for stack in layers.stacks if name.startswith(stack + ".")), None)

@@ -27,7 +27,7 @@ def with_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, wh
         )
     if any(type(table) is not TokenTable for table in job.tables.values()):
         raise UserError(
-            "strategy.cache: another strategy of the list changes the tables, which then cannot be cached; allowed: none"
+            "strategy.cache: another strategy in the list changes the tables, so their features cannot be cached; allowed: none"
         )
     enable_replay(model, point)
     check_replay(model, job.tables["train"], point, job.device)

@@ -33,7 +33,7 @@ def last_linear(model: Any, setting: str) -> nn.Linear:
     inner = [name for name, parameter in model.named_parameters() if name in new and id(parameter) not in last]
     if inner:
         raise UserError(
-            f"{setting}, which fits a single layer; {inner[0]} is below it, is new and would keep its random weights; "
+            f"{setting}, which fits a single layer; the layer {inner[0]} before it is new and would keep its random weights; "
             "allowed: task.head: null, which has a single layer"
         )
     return layers[-1]

@@ -245,8 +245,7 @@ class DistillationObjective(Objective):
         return terms
 
     def soft(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the KL divergence from the probabilities of the teachers or, in a regression, the squared error, summed over
-        rows.
+        """Return the KL divergence from the teachers' probabilities or, in a regression, the squared error, summed over rows.
 
         The divergence is multiplied by the squared temperature, so that the size of gradients does not depend on the temperature.
 

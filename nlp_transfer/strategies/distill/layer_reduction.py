@@ -40,7 +40,7 @@ def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedM
         UserError: If the model has fewer layers than that, has an adapter, or has an unsupported architecture.
     """
     if hasattr(model, "peft_config"):
-        raise UserError(f"{setting}: found {count} after an adapter, which depends on all layers; allowed: null")
+        raise UserError(f"{setting}: found {count} after an adapter was added, which needs all layers; allowed: null")
     if is_encoder_decoder(model):
         raise UserError(f"{setting}: found {count}; a {encoder_type(model.config)} model has two stacks of layers; allowed: null")
     layers = find_layers(model)

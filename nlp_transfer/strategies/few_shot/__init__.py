@@ -94,7 +94,7 @@ class FewShot(Strategy):
                 problems.no_effect(f"strategy.{name}", "descriptions of labels cannot be training rows here")
         if self.classifier == "logistic_regression":
             reason = (
-                "few_shot fits its logistic regression without optimizer steps; strategy.epochs is for the contrastive training"
+                "few_shot fits its logistic regression without optimizer steps; strategy.epochs is only for contrastive training"
             )
             for name in HEAD_SETTINGS:  # only a trained head uses them
                 problems.no_effect(f"training.{name}", reason)
@@ -130,7 +130,7 @@ class FewShot(Strategy):
         """
         if job.tables["train"].cached:
             raise UserError(
-                "strategy: found few_shot after a strategy that caches features, which contrastive training could not change; "
+                "strategy: found few_shot after a strategy that caches features; contrastive training cannot change those; "
                 "allowed: one of the two, or strategy.cache: none"
             )
         if self.classifier == "logistic_regression" and job.training.ema is not None:

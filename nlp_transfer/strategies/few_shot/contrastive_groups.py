@@ -108,8 +108,7 @@ class GroupTable(TokenTable):
 
     @property
     def side_lengths(self) -> np.ndarray:
-        """Approximate number of tokens in each group, int64 of shape (groups, 1): the length of the anchor times the group
-        size."""
+        """Approximate number of tokens in each group, int64 of shape (groups, 1): length of the anchor times group size."""
         return self.ragged["input_ids"].lengths[self.anchors(np.arange(self.groups)), None] * self.size
 
     def anchors(self, groups: np.ndarray) -> np.ndarray:

@@ -63,8 +63,7 @@ class AuxiliaryTask(Settings):
 
 
 class Multitask(Strategy):
-    """Train the main task of the run together with auxiliary tasks, on one encoder. An optimizer step can contain rows of all
-    tasks."""
+    """Train the main task of the run and auxiliary tasks together. An optimizer step can contain rows of all tasks."""
 
     traits = StrategyTraits(owns_phases=True, position="alone", needs_task="vector")
 
