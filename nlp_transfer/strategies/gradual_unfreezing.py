@@ -66,7 +66,7 @@ class GradualUnfreezing(Strategy):
         """With `by: plateau`, check that there is a validation split."""
         if self.by == "plateau" and "validation" not in job.tables:
             raise UserError(
-                "strategy.by: found plateau, which requires a validation split; allowed: epoch, data.validation, or "
+                "strategy.by: found plateau; there is no validation split to evaluate on; allowed: epoch, data.validation, or "
                 "data.validation_share above 0"
             )
         return job

@@ -90,8 +90,7 @@ class Preflight:
         return {name: f"{old} failed in a trial step" for name, (old, _) in changed.items()}
 
     def _problem(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str | None, Exception | None]:
-        """Try a combination. Return a problem of any process, in one line, and the exception of this process, or None for
-        each."""
+        """Try a combination. Return the problem of any process, in one line, and the exception of this process."""
         problem, error, out_of_memory = None, None, False
         try:
             if not self._is_finite(precision, kernels, accelerator.device):
