@@ -102,8 +102,8 @@ class View:
 
     Attributes:
         history: Validation metrics so far, oldest first.
-        predict: Predicts all rows of a table, in order, with the best weights so far; without a validation split, with the
-        current weights.
+        predict: Predicts all rows of a table, in order, with the best weights so far; without validation, with the current
+        weights or their moving average.
         epochs: Number of epochs in the training settings, or the number that corresponds to `max_steps`.
         windows_in_epoch: Number of optimizer steps in one epoch.
         max_steps: `training.max_steps`, which overrides the epochs.
