@@ -81,7 +81,7 @@ def read_splits(
     problems = Problems("data")
     check_shares(data, problems)
     problems.raise_if_any()
-    kept = _KEPT.get(_key(data, task, training))
+    kept = _KEPT.get(_key(data, task, training) or "")
     provided, task = ({**kept[0]}, kept[1]) if kept else read_sources(data, task, training)
     skipped = [(role, bad) for role, rows in provided.items() for bad in sorted(rows.skipped, key=lambda bad: bad[:2])]
     splits = Splits({}, [note for role, rows in provided.items() for note in describe_skipped(role, rows)], skipped)
@@ -172,12 +172,17 @@ def keep_rows(data: DataConfig, task: Any, training: TrainingConfig) -> None:
     Raises:
         UserError: Lists the problems of all sources.
     """
-    _KEPT[_key(data, task, training)] = read_sources(data, task, training)
+    if (key := _key(data, task, training)) is not None:
+        _KEPT[key] = read_sources(data, task, training)
 
 
-def _key(data: DataConfig, task: Any, training: TrainingConfig) -> str:
+def _key(data: DataConfig, task: Any, training: TrainingConfig) -> str | None:
+    """Return the settings on which the rows depend, as JSON. None: a source is an object in memory."""
     settings = [data.model_dump(exclude={"shots", "validation_share", "test_share"}), training.model_dump(exclude={"seed"})]
-    return json.dumps([task.document(), *settings], default=lambda value: f"{type(value).__name__} at {id(value)}")
+    try:
+        return json.dumps([task.document(), *settings])
+    except TypeError:
+        return None
 
 
 def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig, problems: Problems) -> tuple[TaskType, Rows]:

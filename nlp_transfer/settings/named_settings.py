@@ -9,6 +9,7 @@ from nlp_transfer.settings.schema import Settings
 class NamedSettings(Settings):
     """Settings whose class is selected by a name in the configuration."""
 
-    def document(self) -> dict[str, Any]:
-        """Return the name and the settings as JSON, from which the object can be created again."""
-        return {"name": registry.name_of(type(self)), **self.model_dump(mode="json")}
+    def document(self) -> Any:
+        """Return the name and the settings as JSON, which `task_from` and `strategy_from` read."""
+        settings = self.model_dump(mode="json", fallback=lambda value: f"<{type(value).__name__} of {len(value)} rows in memory>")
+        return {"name": registry.name_of(type(self)), **settings}

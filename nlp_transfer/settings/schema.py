@@ -21,7 +21,6 @@ from pydantic import (
     model_validator,
 )
 
-from nlp_transfer.settings import registry
 from nlp_transfer.settings.annotations import allowed_values, as_yaml, leaf_types, needs_list
 from nlp_transfer.settings.applicability import UsedWith
 
@@ -67,11 +66,6 @@ class Settings(BaseModel):
         arbitrary_types_allowed=True,
         coerce_numbers_to_str=True,  # a column may be called 2024, and YAML reads that as a number
     )
-
-    def document(self) -> Any:
-        """Return the name of the class and its settings as JSON; `task_from` and `strategy_from` read it."""
-        settings = self.model_dump(mode="json", fallback=lambda value: f"<{type(value).__name__} of {len(value)} rows in memory>")
-        return {"name": registry.name_of(type(self)), **settings}
 
     @field_validator("*", mode="before")
     @classmethod

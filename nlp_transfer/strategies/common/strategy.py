@@ -10,14 +10,15 @@ from pydantic import ConfigDict
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.settings.schema import DataConfig, Settings
+from nlp_transfer.settings.named_settings import NamedSettings
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies.common.job import Group, Job, Losses, Phase, State, View
 from nlp_transfer.strategies.common.strategy_traits import StrategyTraits
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import Problems
 
 
-class Strategy(Settings):
+class Strategy(NamedSettings):
     """How a pretrained model is adapted to a task.
 
     The defaults implement full fine-tuning. A strategy overrides the members in which it differs.
