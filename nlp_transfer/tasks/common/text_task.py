@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
@@ -77,6 +78,24 @@ class TextTask(Task):
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         """Report invalid targets."""
         raise NotImplementedError
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
+        """Return a copy with the maximum length, and check that the tokenizer of an encoder-decoder adds an end token.
+
+        The classification heads of encoder-decoders (BART, T5) read the last end token of each row.
+
+        Raises:
+            UserError: If the tokenizer of an encoder-decoder does not add an end token.
+        """
+        config: Any = checkpoint.config
+        if config.is_encoder_decoder:
+            checkpoint.tokenizer.split_special_tokens = True  # a text that contains the end token must not add another one
+            if config.eos_token_id not in checkpoint.tokenizer("a")["input_ids"]:
+                raise UserError(
+                    f"model: a {config.model_type} classifier reads the end token {config.eos_token_id} of every row, which "
+                    f"the tokenizer of {checkpoint.source.name} does not add; allowed: a checkpoint with its own tokenizer"
+                )
+        return super().prepare(checkpoint, train, parts)
 
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
         padding = {"input_ids": tokenizer.pad_token_id}
