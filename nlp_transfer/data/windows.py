@@ -27,7 +27,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Window:
-    """Row indices (int64) of one optimizer step in all processes. The epoch has `of` windows, and `index` counts from 0."""
+    """Row indices (int64) of one optimizer step in all processes.
+
+    `index` counts from 0, and `of` is the number of windows in the epoch.
+    """
 
     epoch: int
     index: int
@@ -130,7 +133,7 @@ class WindowPlan:
         """
         rows = -(-len(window) // self.processes)
         number = min(self.accumulation, rows)
-        if self.batch_tokens is not None:  # rounding up could put one row too many into a micro-batch
+        if self.batch_tokens is not None:  # `rows / number` is rounded up, which could exceed `batch_tokens`
             most_rows = max(1, self.batch_tokens // int(self.lengths[window].max()))
             number = max(number, -(-rows // most_rows))
         number = min(number * pieces, rows)
@@ -187,7 +190,10 @@ def inference_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Return batches of row indices with at most `tokens` padded tokens, the longest first. A longer row forms a batch alone."""
+    """Return batches of row indices with at most `tokens` padded tokens, the longest rows first.
+
+    A row with more than `tokens` tokens is a batch by itself.
+    """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):

@@ -34,7 +34,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
         arguments: keyword arguments of `FilePredictor`, without `source` and `processes`.
 
     Raises:
-        UserError: the model, the input or the output cannot be used, or a process has ended.
+        UserError: the model, the input or the output cannot be used, or a worker process has ended too early.
     """
     ending = check_files(options, bool(arguments.get("probabilities")))
     check_not_of_model(options.output, arguments["model"])
@@ -117,7 +117,7 @@ class _Output:
         if writer is not None and writer.not_finite:
             say(
                 f"warning: NaN and infinite numbers were written to {target} as null, {writer.not_finite} times, first in row "
-                f"{writer.first_not_finite}: JSON cannot contain them; .parquet can, and .csv can outside of lists and objects"
+                f"{writer.first_not_finite}: JSON cannot contain them; .parquet can, and so can .csv, except in lists and objects"
             )
         if kinds:
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -32,7 +32,7 @@ class Checkpointer:
         folder: `checkpoints/` of the run.
         ema: decay of the moving average of the weights. None: no moving average.
         writes: whether this process writes.
-        number: number of newest checkpoints to keep. The best checkpoints that these refer to are kept too.
+        number: number of newest checkpoints to keep. The checkpoint that each of them records as the best so far is kept too.
     """
 
     def __init__(self, model: nn.Module, folder: Path | None, ema: float | None, writes: bool = True, number: int = 2) -> None:
@@ -51,8 +51,9 @@ class Checkpointer:
     def begin_phase(self, position: Position, names: list[str]) -> None:
         """Record the parameters that a phase trains.
 
-        Copies of parameters that no earlier phase trained are kept. If the best weights are those of an earlier phase, these
-        parameters can then be restored too; otherwise the result would mix weights of different steps.
+        Parameters that earlier phases did not train are copied before they change. If the best weights turn out to be those of an
+        earlier phase, these parameters are restored from the copies. Without the copies, the result would mix weights of
+        different steps.
         """
         if position.touched:
             self._untrained |= self._copy(set(names) - set(position.touched))
@@ -191,7 +192,7 @@ class Checkpointer:
     def _best_folder(self, position: Position) -> Path:
         """Return the folder of the best weights.
 
-        The file `best` is not read, since it may name a later checkpoint that was skipped.
+        The file `best` is not read, since it may name a later checkpoint, one that `resume` skipped because of a fault.
         """
         assert self.folder is not None
         return self.folder / f"step-{position.best_step}"
