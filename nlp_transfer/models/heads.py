@@ -1,6 +1,7 @@
 """A configurable classification head for any encoder, with a new model type for transformers.
 
-No class of transformers has such a head. Under an existing model type, transformers would silently load it with random weights.
+No class of transformers has such a head. If a model with this head were saved under an existing model type, transformers would
+silently load it with random weights.
 transformers refuses the new type until `import nlp_transfer` registers it with the Auto classes and `pipeline`.
 """
 
@@ -56,7 +57,7 @@ class EncoderHeadConfig(PretrainedConfig):
     normalize: bool = False
 
     def __init__(self, **kwargs: Any) -> None:
-        # With encoder=None this is the default configuration that transformers creates for comparisons.
+        # transformers creates a configuration without arguments (encoder=None) to compare others with the defaults.
         names = ("encoder", "pooling", "hidden", "head_dropout", "layers", "normalize")
         fields = {name: kwargs.pop(name, getattr(type(self), name)) for name in names}
         super().__init__(**kwargs)
@@ -77,7 +78,7 @@ class EncoderHeadConfig(PretrainedConfig):
         problems.raise_if_any()
 
     def has_shape(self, head: HeadConfig) -> bool:
-        """Return whether stored weights fit a head with these settings. Dropout is not compared, because it has no weights."""
+        """Return whether the stored head has these settings. Its dropout may differ, because that only affects training."""
         stored = (self.pooling, self.hidden or [], self.layers, self.normalize)
         return stored == (head.pooling, head.hidden, head.layers, head.normalize)
 
@@ -168,7 +169,7 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
         pooled: torch.Tensor | None = None,
         **inputs: Any,
     ) -> EncoderHeadOutput:
-        """Compute logits. The task computes the loss, so there are no labels.
+        """Compute logits. The task computes the loss, so there is no argument for labels.
 
         Args:
             input_ids, attention_mask: int64 of shape (rows, tokens).
@@ -184,7 +185,10 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
     def pooled_states(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> torch.Tensor:
-        """Return pooled states of shape (rows, width), or with `layers: mix` (rows, layers + 1, width), embeddings first."""
+        """Return pooled states of shape (rows, width).
+
+        With `layers: mix`, the shape is (rows, layers + 1, width), and the pooled embeddings come before those of the layers.
+        """
         mix = self.config.layers == "mix"
         inputs.pop("output_hidden_states", None)  # peft passes it
         outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=mix, **inputs)
@@ -202,7 +206,7 @@ def attach_head(
     """Put a new head on a loaded encoder.
 
     Args:
-        dropout: dropout rate of the head if `head` sets none; None means 0.1.
+        dropout: dropout rate of the head if `head.dropout` is None. If both are None, the rate is 0.1.
         overrides: further fields of the configuration (`id2label`, `problem_type` ...).
 
     Raises:
@@ -211,10 +215,10 @@ def attach_head(
     if not hasattr(encoder.config, "hidden_size"):
         raise UserError(
             f"task.head: a {encoder.config.model_type} encoder returns no token vectors that a head could pool; allowed: "
-            "family, with a strategy that works with the family's head, such as full"
+            "family, with a strategy (such as full) that works with the family's head"
         )
     rate = next((rate for rate in (head.dropout, dropout) if rate is not None), EncoderHeadConfig.head_dropout)
-    fields = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}  # a local path
+    fields = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}  # can be a local path
     config = EncoderHeadConfig(
         encoder=fields, pooling=head.pooling, hidden=list(head.hidden), head_dropout=rate, layers=head.layers,
         normalize=head.normalize,

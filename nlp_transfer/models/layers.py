@@ -29,13 +29,13 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 
 
 def has_decoder(model: nn.Module) -> bool:
-    """Return whether the model generates text with a decoder. BART's classifier does not, although it has a decoder."""
+    """Return whether the model is an encoder-decoder that generates text. BART's classifier has a decoder, but does not."""
     any_model: Any = model
     return is_encoder_decoder(model) and bool(any_model.can_generate())
 
 
 def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) -> torch.Tensor:
-    """Put exactly one end token into each row of artificial ids.
+    """Put exactly one end token into each row of made-up token ids.
 
     Classifiers with a decoder (BART, T5) pool the state of the end token.
 
@@ -44,7 +44,7 @@ def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) ->
         position: index of the end token in each row.
 
     Returns:
-        The ids. For all other models they are unchanged.
+        The ids; unchanged if the model is not a classifier with a decoder.
     """
     if not is_encoder_decoder(model) or has_decoder(model):
         return ids
@@ -66,7 +66,7 @@ class Layers:
         outside: names of encoder parameters outside of the module `encoder`, such as embeddings shared with a decoder.
         decoder: module path of the layer stack in a pretrained decoder that generates text; None without such a decoder.
         upper: module path of the decoder's stack in an encoder-decoder classifier (BART), else None. If it is set, `depth` is the
-            number of layers in both stacks.
+            total number of layers in the two stacks.
         lower: number of encoder layers in an encoder-decoder classifier, else 0.
     """
 
@@ -105,7 +105,10 @@ class Layers:
 
 
 def encoder_config(config: Any) -> Any:
-    """Return the encoder's configuration. The toolkit's head and the family `encoder-decoder` nest it in the model's."""
+    """Return the encoder's configuration.
+
+    With the toolkit's head and in the family `encoder-decoder`, it is nested in the configuration of the model.
+    """
     if hasattr(config, "encoder_config"):
         return config.encoder_config()
     inner = getattr(config, "encoder", None)
@@ -123,7 +126,7 @@ def width(model: nn.Module) -> int:
 
 
 def find_layers(model: nn.Module) -> Layers:
-    """Find the layer stacks of a model that consists of an encoder and a head or a decoder.
+    """Find the layer stacks of a model that consists of an encoder and either a head or a decoder.
 
     Raises:
         UserError: the model has no recognizable stack of layers.
@@ -133,13 +136,13 @@ def find_layers(model: nn.Module) -> Layers:
     count = getattr(config, "num_hidden_layers", 0)
     shared = hasattr(config, "num_hidden_groups")  # ALBERT: layers share a few groups of weights
     depth = config.num_hidden_groups if shared else count
-    classifies = is_encoder_decoder(model) and not has_decoder(model)  # with a head on the decoder
+    classifies = is_encoder_decoder(model) and not has_decoder(model)  # such as BART: the head is on the decoder
     encoder = _path(model, any_model.get_encoder()) if has_decoder(model) else getattr(model, "base_model_prefix", "")
     prefix = _stack(model, f"{encoder}.encoder" if classifies else encoder, depth)
     if prefix is None and not isinstance(model, PreTrainedModel):
         raise UserError(
-            f"model: the encoder of the task's {type(model).__name__} cannot be identified; allowed: strategies that do not need "
-            "to know the layers, such as full, or a task that puts its head on a model of transformers"
+            f"model: the encoder of the task's {type(model).__name__} cannot be identified; allowed: a strategy that does not "
+            "need to know the layers (such as full), or a task that puts its head on a transformers model"
         )
     if prefix is None:
         raise UserError(

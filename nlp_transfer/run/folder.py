@@ -1,4 +1,4 @@
-"""Check, create and lock the output folder of a run, and compare the settings of an unfinished run."""
+"""Check, create and lock the output folder of a run, and compare the settings of an unfinished run with the new ones."""
 
 import math
 import os
@@ -193,7 +193,7 @@ def check_same_on_all(document: dict[str, Any]) -> None:
 
 
 def _rows_of_step(document: dict[str, Any]) -> tuple[bool, Any]:
-    """Return whether `batch_tokens` is set, and the number of tokens or rows of all processes in an optimizer step."""
+    """Return whether `batch_tokens` is set, and how many tokens or rows all processes together use in an optimizer step."""
     try:
         training, processes = document["training"], document["provenance"]["processes"]
         tokens = training["batch_tokens"]

@@ -86,15 +86,16 @@ class FewShot(Strategy):
     """How to compute the head. `trained`: start from the mean vector of each label, and train it together with the encoder for
     `training.epochs`. `logistic_regression`: fit it to the vectors with scikit-learn."""
     regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 0.1
-    """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn. It is applied to vectors of length 1."""
+    """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn. With the default head, the regression
+    is fitted to vectors of length 1."""
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
         if len(task.inputs) > 1 or task.traits.prediction == "number":
             for name in ("learn_labels", "labels"):
-                problems.no_effect(f"strategy.{name}", "descriptions of labels cannot be training rows here")
+                problems.no_effect(f"strategy.{name}", "only classification of single texts can train on descriptions of labels")
         if self.classifier == "logistic_regression":
             reason = (
-                "few_shot fits its logistic regression without optimizer steps; strategy.epochs is only for contrastive training"
+                "few_shot fits its logistic regression without optimizer steps; for contrastive training, set strategy.epochs"
             )
             for name in HEAD_SETTINGS:  # only a trained head uses them
                 problems.no_effect(f"training.{name}", reason)
