@@ -156,7 +156,8 @@ def summarization(folder: Path, hub: Hub, address: str) -> None:
     texts = read_lines(folder / "train.txt")
     source = write(folder / "summaries.csv", {"text": texts, "summary": [text[:9] for text in texts]})
     task = {"name": "summarization", "target_vocabulary": 300, "beams": 1}
-    done = run(model=folder / "tiny", data={"train": source}, task=task, output_dir=folder / "summarization")
+    data = {"train": source, "validation_share": 0.1}
+    done = run(model=folder / "tiny", data=data, task=task, output_dir=folder / "summarization")
     push(done.output_dir, "ann/summarization")
     card = hub.repository("ann/summarization").files()["README.md"].decode()
     assert "pipeline_tag: summarization" in card
