@@ -33,7 +33,7 @@ from nlp_transfer.utils.errors import Problems
 from tests.helpers.models import WORDS, save_tiny
 
 GOOD, BAD = ("good", "great", "bright"), ("bad", "awful", "dull")
-COLUMNS = ("text", "other", "label", "tags", "score")
+COLUMNS = ("text", "other", "label", "tags", "score", "answer", "answer_start")
 DEFAULTS: dict[str, Any] = {
     "data": {"validation_share": 0},
     "task": {"name": "text_classification"},
@@ -54,13 +54,21 @@ def sentiment_rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
     return list(rows.items())
 
 
+def answer_in(text: str) -> tuple[str, int]:
+    """Return the word that determines the label of a text, and its position in characters."""
+    words = text.split()
+    index = next(i for i, word in enumerate(words) if word in GOOD + BAD)
+    return words[index], len(" ".join([*words[:index], ""]))
+
+
 def columns(count: int = 24, *names: str, seed: int = 0) -> dict[str, list[str]]:
     """Return the sentiment rows as columns, with targets for every task: `names`, or all of COLUMNS."""
     texts, labels = map(list, zip(*sentiment_rows(count, seed), strict=True))
     tags = ["|".join(name for name, n in (("even", 2), ("third", 3)) if i % n == 0) for i in range(count)]
     scores = [str(i % 5) for i in range(count)]
-    found = dict(zip(COLUMNS, (texts, texts[::-1], labels, tags, scores), strict=True))
-    return {name: found[name] for name in names or COLUMNS}
+    answers, starts = map(list, zip(*map(answer_in, texts), strict=True))
+    found = dict(zip(COLUMNS, (texts, texts[::-1], labels, tags, scores, answers, map(str, starts)), strict=True))
+    return {name: list(found[name]) for name in names or COLUMNS}
 
 
 def rows(cells: int | Mapping[str, Sequence[Any]] = 24, *names: str, seed: int = 0) -> Rows:

@@ -217,10 +217,8 @@ def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
 
 
 def _texts(path: Path, rows: int) -> np.ndarray:
-    texts = np.empty(rows, object)
     with path.open("rb") as file:
-        texts[:] = [text for line in file for text in json.loads(line)]
-    return texts
+        return np.fromiter((text for line in file for text in json.loads(line)), object, rows)
 
 
 @contextlib.contextmanager

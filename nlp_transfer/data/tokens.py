@@ -100,7 +100,7 @@ class TokenTable:
             loss.
         fill: The padding value of each ragged column.
         truncated: Number of truncated rows.
-        texts: Object columns for metrics that compare texts; not passed to the model.
+        texts: Columns of texts, or other JSON values, for predictions and metrics; not passed to the model.
         cached: Outputs of the frozen layers (`models/cached_features.py`): a vector per row, or hidden states per token.
         sides: Names of the ragged columns that are padded separately, such as input and target. The length of a row is the sum
             of their lengths.
@@ -236,7 +236,7 @@ class Features:
         ragged: Columns of token ids, one list for each row (`Ragged`, or lists of ints).
         padding: The padding value of each ragged column.
         dense: Arrays of shape (rows, ...).
-        texts: Arrays of objects of shape (rows,), for metrics that compare texts.
+        texts: Arrays of objects of shape (rows,): texts, or other JSON values, for predictions and metrics.
         truncated: Number of truncated rows.
         sides: See `TokenTable`.
         key: Everything that determines the features, except the rows, the task's settings and the tokenizer, as JSON. None:

@@ -11,6 +11,7 @@ import tokenizers
 import torch
 import transformers
 
+from nlp_transfer.data.sources import Readers
 from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.unused_settings import unused_columns
@@ -98,6 +99,11 @@ class FilePredictor:
     def columns(self) -> list[str]:
         """Columns that the model reads."""
         return self.predictor.task.inputs
+
+    @property
+    def readers(self) -> Readers:
+        """Readers of formats of the model's task, by file extension."""
+        return self.predictor.task.traits.readers
 
     @cached_property
     def identity(self) -> dict[str, Any]:

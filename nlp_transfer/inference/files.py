@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 from nlp_transfer.data.bad_rows import SHOWN
+from nlp_transfer.data.sources import Readers, record_batches
 from nlp_transfer.data.sources.file_reading import check_unchanged, state_of
 from nlp_transfer.data.sources.table_reader import Batch, read_table, scan_table
 from nlp_transfer.inference.command_inputs import FileOptions, check_files, check_not_of_model, data_settings, rows_of_texts
@@ -48,12 +49,16 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
         output = _Output(target, options, ending, translates=arguments.get("command") == "translate")
         arguments = arguments | {"source": path, "processes": options.processes}
 
-        def read(chunk_rows: int, inputs: list[str], identity: dict[str, Any]) -> Iterator[Batch]:
+        def read(chunk_rows: int, inputs: list[str], identity: dict[str, Any], readers: Readers) -> Iterator[Batch]:
             target.begin(identity)
             output.inputs, output.types = inputs, identity.get("types", {})
             keep_table = ending != ".txt"  # a line of a .txt file contains only the prediction
-            for chunk in read_table(path, data, chunk_rows, inputs, keep_table, mark_faults=True):
-                yield chunk if chunk.names else _with_all_columns(chunk, columns)
+            reader = readers.get(path.suffix.lower())
+            if (records := reader(path) if reader else None) is not None:
+                yield from record_batches(records, chunk_rows)
+            else:
+                for chunk in read_table(path, data, chunk_rows, inputs, keep_table, mark_faults=True):
+                    yield chunk if chunk.names else _with_all_columns(chunk, columns)
             check_unchanged(path, before)
 
         progress = Steps("translating" if output.translates else "predicting", rows)
@@ -61,7 +66,8 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
             with importing():
                 from nlp_transfer.inference.file_predictor import FilePredictor
             predict = FilePredictor(**arguments)
-            chunks = read(predict.chunk_rows, predict.columns, predict.identity if target.journaled else {})
+            identity = predict.identity if target.journaled else {}
+            chunks = read(predict.chunk_rows, predict.columns, identity, predict.readers)
             output.write_all(((chunk, target.find(chunk) or predict(chunk)) for chunk in chunks), progress)
             return
         say(describe_processes(options.processes))

@@ -56,9 +56,9 @@ class Predictor:
         """Return predictions for texts, or for the rows of a table.
 
         Args:
-            inputs: a list, Series or array of texts (or of tuples of texts, if the model takes text pairs); a DataFrame, Dataset,
-                Arrow table, dict of columns or list of dicts with the columns that the model was trained on; or a single text or
-                row.
+            inputs: a list, Series or array of texts (or of tuples of texts, if the model takes text pairs; or of lists of words,
+                if it takes words); a DataFrame, Dataset, Arrow table, dict of columns or list of dicts with the columns that the
+                model was trained on; or a single text or row.
             probabilities: whether to add `probability:LABEL` for every label.
             on_bad_rows: what happens if an input is empty, missing (None, NaN) or not a text: `refuse` raises an error, `skip`
                 sets the row's values to None and gives the reason as `note`.
@@ -71,7 +71,7 @@ class Predictor:
             UserError: `inputs` is none of the above, a column is missing, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
-        rows, single = read_inputs(inputs, self.task.inputs)
+        rows, single = read_inputs(inputs, self.task.inputs, self.task.traits.word_lists)
         if len(rows) == 0:
             return []
         faults: dict[int, Fault] = {}

@@ -68,7 +68,7 @@ class _Worker:
         self.error: Exception | None = None  # the error while loading, after which the process cannot be used
 
     def load(self) -> tuple[Any, ...]:
-        """Wait until the predictor is loaded, and return its `chunk_rows`, `columns` and `identity`."""
+        """Wait until the predictor is loaded, and return its `chunk_rows`, `columns`, `identity` and `readers`."""
         try:
             description: tuple[Any, ...] = self._receive("while it loaded the model")
         except Exception as error:
@@ -103,8 +103,8 @@ class _Worker:
 class PredictorPool:
     """Processes that each create a predictor once and then predict chunks of a file.
 
-    The predictor is a callable from a `Batch` to its predictions, with the attributes `chunk_rows`, `columns` and `identity` of
-    `file_predictor.FilePredictor`. The processes run only inside the `with` block.
+    The predictor is a callable from a `Batch` to its predictions, with the attributes `chunk_rows`, `columns`, `identity` and
+    `readers` of `file_predictor.FilePredictor`. The processes run only inside the `with` block.
 
     A thread waits for each process. `concurrent.futures.ProcessPoolExecutor` is not used, since all of its processes share one
     pipe: it waits forever when a process is killed while it writes to the pipe.
@@ -158,7 +158,8 @@ class PredictorPool:
         because only the writer needs it.
 
         Args:
-            read: yields the chunks. It is called with `chunk_rows`, `columns` and `identity` of the predictor, once it is loaded.
+            read: yields the chunks. It is called with `chunk_rows`, `columns`, `identity` and `readers` of the predictor, once it
+                is loaded.
             recorded: returns the recorded predictions of a chunk, or None if they must be computed.
 
         Raises:
@@ -236,12 +237,13 @@ def _work(pipe: Any, number: int, module: str, name: str, arguments: dict[str, A
     console.quiet = number > 0  # every process would print the same messages while loading
     predictors: list[Any] = []
 
-    def load() -> tuple[int, list[str], dict[str, Any]]:
+    def load() -> tuple[int, list[str], dict[str, Any], dict[str, Any]]:
         with importing():
             extensions.load_code(code)
             kind = getattr(importlib.import_module(module), name)
         predictors.append(kind(**arguments))
-        return predictors[0].chunk_rows, predictors[0].columns, predictors[0].identity
+        predictor = predictors[0]
+        return predictor.chunk_rows, predictor.columns, predictor.identity, dict(predictor.readers)
 
     with suppress(EOFError, OSError):  # the parent has ended
         pipe.send(_reply(load))

@@ -82,7 +82,7 @@ class Writer:
                 self.file.write(self._json(dict(zip(columns, row, strict=True))) + "\n")
         elif self.ending == ".txt":
             predictions = columns["translation"] if "translation" in columns else columns["prediction"]
-            lines = ("" if each is None else LINE_END.sub(" ", str(each)) for each in predictions)
+            lines = ("" if each is None else LINE_END.sub(" ", str(self._csv_cell(each))) for each in predictions)
             self.file.writelines(line + "\n" for line in lines)  # one line per row, even if a cell has line ends
         else:
             self._write_csv(columns)

@@ -34,6 +34,18 @@ def has_decoder(model: nn.Module) -> bool:
     return is_encoder_decoder(model) and bool(any_model.can_generate())
 
 
+def output_logits(outputs: Any) -> torch.Tensor:
+    """Return all logits that a model has computed.
+
+    Returns:
+        `logits`; or, of a model that scores the start and the end of a span, both, of shape (rows, tokens, 2).
+    """
+    if hasattr(outputs, "start_logits"):
+        return torch.stack([outputs.start_logits, outputs.end_logits], -1)
+    logits: torch.Tensor = outputs.logits
+    return logits
+
+
 def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) -> torch.Tensor:
     """Put exactly one end token into each row of made-up token ids.
 

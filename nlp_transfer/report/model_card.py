@@ -20,7 +20,8 @@ from nlp_transfer.utils.console import number
 from nlp_transfer.utils.environment import expand
 
 METADATA_METRICS = (  # metrics listed in the YAML metadata
-    "accuracy", "f1_macro", "f1_micro", "mcc", "auc", "r2", "pearson", "spearman", "mae", "rmse", "mse", "bleu", "chrf", "ter",
+    "accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "mcc", "auc", "r2", "pearson", "spearman", "mae", "rmse",
+    "mse", "bleu", "chrf", "ter", "exact_match",
 )  # fmt: skip
 SPLIT_OFF = "split off the training data"
 

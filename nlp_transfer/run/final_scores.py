@@ -110,18 +110,20 @@ def try_metrics(
     hub_metrics: list[Any], user_metrics: UserMetrics, task: Task, table: TokenTable, training: TrainingConfig,
     accelerator: Accelerator,
 ) -> None:  # fmt: skip
-    """Compute hub and user metrics with the references as predictions, to detect errors before training.
+    """Compute hub and user metrics with perfect predictions, to detect errors before training.
 
     Raises:
         UserError: a metric cannot be computed, or `training.best_metric` is unknown.
     """
-    targets = references(task, table)
-    compute_hub_metrics(hub_metrics, {"prediction": targets}, targets)
+    scorer, targets = task.scorer, references(task, table)
+    compute_hub_metrics(hub_metrics, {"prediction": scorer.perfect(targets)}, targets)
     if not user_metrics:
         return
     sample = targets[np.unique(np.linspace(0, len(table) - 1, TRIAL_ROWS).astype(np.int64))]
     reserved = [*KNOWN_KEYS, *task.traits.metrics]
+    predicted = scorer.perfect(sample)
+    perfect = scorer.typed(predicted), predicted.tolist()
     user_metrics.trials = compute_on_main(
-        accelerator, lambda: user_metrics.try_out(task.scorer.typed(sample), sample.tolist(), reserved)
+        accelerator, lambda: user_metrics.try_out(scorer.typed(sample), sample.tolist(), reserved, perfect)
     )
     user_metrics.check_best(training.best_metric, task.traits.metrics)

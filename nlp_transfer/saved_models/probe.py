@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.models.compatibility import embedding_rows
-from nlp_transfer.models.layers import has_decoder, place_end_tokens
+from nlp_transfer.models.layers import has_decoder, output_logits, place_end_tokens
 from nlp_transfer.models.regression_output import regression_outputs
 from nlp_transfer.models.verification.untrusted_json import LIBRARY_ERRORS
 from nlp_transfer.utils.checksums import sha256_of
@@ -117,8 +117,8 @@ def _logits(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Te
     device = next(model.parameters()).device
     inputs = {name: ids.to(device) for name, ids in inputs.items()}
     with torch.inference_mode():
-        logits = any_model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"])).logits.float().cpu()
-    return logits[:, -1].log_softmax(-1)[:, :SHOWN] if logits.dim() == 3 else logits[:, :SHOWN]
+        logits = output_logits(any_model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))).float().cpu()
+    return logits[:, -1].log_softmax(-1)[:, :SHOWN] if has_decoder(model) else logits.flatten(1)[:, :SHOWN]
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

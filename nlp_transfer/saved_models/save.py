@@ -13,6 +13,7 @@ from nlp_transfer.data.sources.wheels import is_wheel
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
+from nlp_transfer.models.layers import output_logits
 from nlp_transfer.models.regression_output import standardized_outputs
 from nlp_transfer.models.sdpa import attention_for_fp32
 from nlp_transfer.saved_models.custom_models import is_built, save_built, save_candidates
@@ -164,8 +165,8 @@ def _compare(model: Any, loaded: PreTrainedModel, probe: dict[str, torch.Tensor]
     model.eval().to("cpu")
     try:
         with torch.inference_mode(), attention_for_fp32(model), standardized_outputs(model), standardized_outputs(loaded):
-            expected = model(**inputs).logits.float()
-            logits = loaded.eval()(**inputs).logits.float()
+            expected = output_logits(model(**inputs)).float()
+            logits = output_logits(loaded.eval()(**inputs)).float()
     finally:
         model.to(device)
     difference = float((expected - logits).abs().max())

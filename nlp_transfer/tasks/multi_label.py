@@ -30,6 +30,7 @@ from nlp_transfer.tasks.common.label_task import LabelTask
 from nlp_transfer.tasks.common.labels import (
     balance,
     check_occurrence,
+    configured_labels,
     fit_labels,
     label_fields,
     no_label,
@@ -50,6 +51,9 @@ class MultiLabel(LabelTask):
     traits: ClassVar[TaskTraits] = TaskTraits(
         prediction="labels", metrics=MULTILABEL_KEYS, best_metric="f1_macro", has_probabilities=True, classes=True,
         untokenized=frozenset({"head"}), card=TEXT_CARD, fixed=("labels",),
+        configured=lambda config: (
+            {"labels": configured_labels(config)} if config.problem_type == "multi_label_classification" else None
+        ),
     )  # fmt: skip
 
     loss_type = BinaryCrossEntropy

@@ -58,6 +58,12 @@ class Regression(TextTask):
         untokenized=frozenset({"head", "mean", "scale", "offset"}),
         card=TEXT_CARD,
         fixed=("mean", "scale", "offset"),
+        configured=lambda config: (
+            {}
+            if config.problem_type == "regression"
+            or (config.num_labels == 1 and config.problem_type != "multi_label_classification")
+            else None
+        ),
     )
 
     mean: float | None = None

@@ -17,6 +17,7 @@ from nlp_transfer.tasks.common.label_task import LabelTask
 from nlp_transfer.tasks.common.labels import (
     balance,
     check_labels,
+    configured_labels,
     fit_labels,
     label_fields,
     other_separator,
@@ -35,6 +36,10 @@ class TextClassification(LabelTask):
     traits: ClassVar[TaskTraits] = TaskTraits(
         prediction="label", metrics=LABEL_KEYS, best_metric="accuracy", has_probabilities=True, classes=True,
         untokenized=frozenset({"head"}), card=TEXT_CARD, fixed=("labels",),
+        configured=lambda config: (
+            None if config.problem_type in ("regression", "multi_label_classification") or config.num_labels == 1
+            else {"labels": configured_labels(config)}
+        ),
     )  # fmt: skip
 
     loss_type = CrossEntropy

@@ -15,6 +15,8 @@ from tests.helpers.strategies import CASES, COMPUTED, GENERATING, IMPOSSIBLE, do
 
 pytestmark = pytest.mark.process
 
+HEADS = {"entities": "TokenClassification", "question_answering": "QuestionAnswering"}  # of models that do not classify texts
+
 
 def name_of(case: tuple[str, str]) -> str:
     return "-".join(case)
@@ -44,7 +46,8 @@ def straight(folder: Path, tiny: dict[str, Path]) -> Runs:
 
 def texts_of(task: str) -> list[tuple[str, ...]]:
     rows = rows_of(7, seed=3)
-    return [(str(row[0]), str(row[1])) if task == "pair" else (str(row[0]),) for row in rows]
+    other = {"pair": (0, 1), "question_answering": (1, 0)}
+    return [tuple(str(row[i]) for i in other.get(task, (0,))) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,8 @@ def child(straight: Runs, folder: Path) -> dict[str, Any]:
         if case[1] not in GENERATING:
             place = folder / "one" / name_of(case) / "model"
             kind = "plain" if straight[case]["result"]["plain"] else "deep"
-            jobs[kind][name_of(case)] = {"folder": str(place), "texts": texts_of(case[1])}
+            job = {"folder": str(place), "texts": texts_of(case[1])}
+            jobs[kind][name_of(case)] = job | ({"head": HEADS[case[1]]} if case[1] in HEADS else {})
     return in_child(CHILDREN / "plain_models.py", jobs, folder)
 
 

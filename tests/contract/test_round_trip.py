@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from nlp_transfer import load_predictor
 from nlp_transfer.inference.predictor import Predictor
+from nlp_transfer.models.layers import output_logits
 from nlp_transfer.saved_models.load import open_adapter
 from tests.builders import columns, run, sentiment_rows, write
 from tests.helpers.models import FAMILIES
@@ -67,8 +68,7 @@ def child(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
 def logits_of(predictor: Predictor, texts: list[tuple[str, ...]]) -> torch.Tensor:
     columns = [list(column) for column in zip(*texts, strict=True)]
     with torch.inference_mode():
-        found: torch.Tensor = predictor.model(**predictor.tokenizer(*columns, padding=True, return_tensors="pt")).logits
-    return found
+        return output_logits(predictor.model(**predictor.tokenizer(*columns, padding=True, return_tensors="pt")))
 
 
 def test_all_families_and_strategies_are_covered(runs: dict[str, Path]) -> None:

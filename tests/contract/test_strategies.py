@@ -26,7 +26,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "translation": {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300},
     "summarization": {"name": "summarization", "summary": "other", "target_vocabulary": 300},
     "deep": {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}},
-}
+    "question_answering": {
+        "name": "question_answering", "question": "other", "context": "text", "answers": "answer", "answer_start": "answer_start",
+        "max_length": 24, "stride": 3,
+    },
+}  # fmt: skip
 STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "full": [{}],
     "partial": [{"frozen_layers": 1}, {"frozen_layers": "all"}],
@@ -43,8 +47,8 @@ STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "peft": [{}, {"type": "LN_TUNING"}],
 }
 CASES = [{"name": name, **settings} for name, many in STRATEGIES.items() for settings in many]
-NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "translation", "summarization", "deep"))
-NOT_FOR |= dict.fromkeys(("few_shot", "features"), ("translation", "summarization"))
+NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "translation", "summarization", "question_answering", "deep"))
+NOT_FOR |= dict.fromkeys(("few_shot", "features"), ("translation", "summarization", "question_answering"))
 Declared = Callable[[str, torch.nn.Module], bool]
 
 

@@ -11,6 +11,7 @@ from nlp_transfer import RunConfig, recipe
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.tasks import task_from
 from tests.builders import sentiment_rows, write
+from tests.helpers.questions import questions, squad
 
 pytestmark = pytest.mark.model
 
@@ -29,7 +30,7 @@ def load(path: Path) -> ModuleType:
 
 def test_there_are_recipes() -> None:
     assert {path.stem for path in RECIPES} >= {
-        "bbc_news", "movie_reviews", "summarization", "text_classification", "tatoeba_en_es", "translation",
+        "bbc_news", "movie_reviews", "question_answering", "summarization", "text_classification", "tatoeba_en_es", "translation",
     }  # fmt: skip
 
 
@@ -37,7 +38,10 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_opens_with_command_figure_and_time(path: Path) -> None:
     text = load(path).__doc__ or ""
     assert f"python recipes/{path.name}" in text
-    figures = {"translation": r"BLEU of about \d\d?", "summarization": r"ROUGE-1 of about \d\d?"}
+    figures = {
+        "translation": r"BLEU of about \d\d?", "summarization": r"ROUGE-1 of about \d\d?",
+        "question_answering": r"F1 of about \d\d",
+    }  # fmt: skip
     figure = figures.get(load(path).config.task["name"], r"accuracy of about 0\.\d\d")
     assert re.search(rf"Expect .*{figure}", text), "the figure to expect"
     assert re.search(r"about \d+ minutes", text), "the time it takes"
@@ -59,6 +63,9 @@ def test_a_recipe_runs(path: Path, tiny: dict[str, Path], sentiment: dict[str, P
         rows = [(text, text[::-1]) for text, _ in sentiment_rows(40)]
         overrides |= {"data.train": write(tmp_path / "pairs.csv", rows, names), "data.quoting": "minimal"}
         overrides |= {"data.validation_share": 0.2, "data.test": "null", "data.test_share": 0.2}
+    elif config.task["name"] == "question_answering":
+        data = write(tmp_path / "train.json", squad(questions(40)))
+        overrides |= {"data.train": data, "data.test": data, "data.validation_share": 0.2, "task.stride": 8}
     else:
         overrides |= {"data.train": sentiment["train"], "task.text": "text"}
     run = recipe(config, [part for name, value in overrides.items() for part in (f"--{name}", str(value))])

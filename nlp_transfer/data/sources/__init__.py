@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from glob import has_magic
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from nlp_transfer.data.sources.rows import (
     names_of,
     unfold,
 )
-from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
+from nlp_transfer.data.sources.table_reader import ENDINGS, Batch, read_table
 from nlp_transfer.data.sources.text_columns import GrowingColumn
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.checksums import sha256_of
@@ -204,6 +205,15 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
             problems.add(f"{file}: cannot be read ({error.strerror or error})")
     problems.raise_if_any()
     return concatenate(tables)
+
+
+def record_batches(records: Iterable[Mapping[str, Any]], size: int) -> Iterator[Batch]:
+    """Yield the rows of a task's reader in batches; a row may lack columns."""
+    remaining, first = iter(records), 1
+    while rows := list(islice(remaining, size)):
+        names = dict.fromkeys(name for row in rows for name in row)
+        yield Batch({name: [row.get(name) for row in rows] for name in names}, first, len(rows))
+        first += len(rows)
 
 
 def _read_records(path: Path, records: Iterable[Mapping[str, Any]], wanted: list[str], role: str) -> Rows:

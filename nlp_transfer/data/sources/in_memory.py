@@ -42,12 +42,13 @@ def read_table_object(source: Any, name: str, wanted: list[str]) -> Rows:
     return from_columns(columns, name)
 
 
-def read_inputs(inputs: Any, wanted: list[str]) -> tuple[Rows, bool]:
+def read_inputs(inputs: Any, wanted: list[str], word_lists: bool = False) -> tuple[Rows, bool]:
     """Read the inputs of a prediction: columns of a table, or texts without column names.
 
     Args:
         inputs: See `INPUTS`.
         wanted: Names of the columns.
+        word_lists: Whether a row may be a list of words.
 
     Returns:
         The rows, and whether `inputs` was a single row.
@@ -65,7 +66,10 @@ def read_inputs(inputs: Any, wanted: list[str]) -> tuple[Rows, bool]:
         return _from_records([row], wanted), True
     if isinstance(inputs, (bytes, bytearray)) or not isinstance(inputs, Iterable) or getattr(inputs, "ndim", 1) == 0:
         raise UserError(f"texts: found {with_type(inputs)}; allowed: {INPUTS}")
-    return _from_records([plain_cell(item) if _named(item) is None else _named(item) for item in inputs], wanted), False
+    records = [plain_cell(item) if _named(item) is None else _named(item) for item in inputs]
+    if word_lists:
+        records = [[item] if isinstance(item, (tuple, list)) else item for item in records]
+    return _from_records(records, wanted), False
 
 
 def _named(item: Any) -> dict[str, Any] | None:

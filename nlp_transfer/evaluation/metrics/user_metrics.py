@@ -54,25 +54,30 @@ class UserMetrics:
         higher = getattr(metric, "higher_is_better", True)
         return bool(higher.get(name, True) if isinstance(higher, Mapping) else higher)
 
-    def try_out(self, values: list[Any], ids: list[Any], taken: Collection[str] = ()) -> Trials:
+    def try_out(
+        self, values: list[Any], ids: list[Any], taken: Collection[str] = (),
+        perfect: tuple[list[Any], list[Any]] | None = None,
+    ) -> Trials:  # fmt: skip
         """Call each metric on a few rows, and record the names of its values in `trials`.
 
         Args:
             values: References as in the data of the user.
             ids: The same references as label ids, numbers or texts.
             taken: Names of other metrics, which must not be repeated.
+            perfect: Predictions that agree with the references, in both forms. None: the references.
 
         Raises:
             UserError: A metric raises an error, or returns something other than numbers, or uses a name that is taken.
         """
         self.trials = []
+        predictions = (values, ids) if perfect is None else perfect
         for metric in self._metrics:
-            with_ids = hasattr(metric, "compute") and values != ids and not _accepts(metric, values)
-            rows = ids if with_ids else values
+            with_ids = hasattr(metric, "compute") and values != ids and not _accepts(metric, predictions[0], values)
+            rows, predicted = (ids, predictions[1]) if with_ids else (values, predictions[0])
             names: dict[str, str] = {}
-            for key in _call(metric, rows, rows):
+            for key in _call(metric, predicted, rows):
                 names[key] = self._display_name(metric, key, {*RESERVED, *taken, *self.names})
-            _check_names(metric, names, _call(metric, rows[1:] + rows[:1], rows))  # the predictions are wrong in this call
+            _check_names(metric, names, _call(metric, predicted[1:] + predicted[:1], rows))  # with wrong predictions
             self.trials.append((names, with_ids))
         return self.trials
 
@@ -113,10 +118,10 @@ class UserMetrics:
         return metrics
 
 
-def _accepts(metric: Any, values: list[Any]) -> bool:
+def _accepts(metric: Any, predictions: list[Any], references: list[Any]) -> bool:
     """Return whether a metric object accepts labels as in the data of the user."""
     try:
-        _call(metric, values, values)
+        _call(metric, predictions, references)
     except UserError:
         return False
     return True

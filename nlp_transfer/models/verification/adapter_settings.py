@@ -61,7 +61,7 @@ WORD_SETTINGS = {
     "mask_type": "random",
     "peft_version": r"\d{1,4}(\.\d{1,4}){1,3}[\w.@+-]{0,60}",
     "psoft_svd": "full|lowrank",
-    "task_type": "SEQ_CLS|SEQ_2_SEQ_LM",
+    "task_type": "SEQ_CLS|SEQ_2_SEQ_LM|TOKEN_CLS|QUESTION_ANS",
     "variant": r"road_[124]",
     "wavelet_family": r"[a-z]{2,4}\d{0,2}",
 }

@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.models.checkpoint import HEAD
 from nlp_transfer.models.layers import Layers, encoder_type, has_decoder, linear_layers
 from nlp_transfer.security.secret_patterns import clean
 from nlp_transfer.utils.atomic_files import replacing_folder, write_bytes
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
+PEFT_TASKS = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS"}  # by the end of the model's class name
 ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wqkv|Attention\.[qkv])$")
 
 
@@ -22,7 +24,10 @@ def add_adapter(model: PreTrainedModel, config: Any) -> Any:
     """Add the adapter that a peft configuration describes. Tied parameters stay tied."""
     from peft import TaskType, get_peft_model
 
-    config.task_type = TaskType.SEQ_2_SEQ_LM if has_decoder(model) else TaskType.SEQ_CLS
+    head = HEAD.search(type(model).__name__)
+    config.task_type = (
+        TaskType.SEQ_2_SEQ_LM if has_decoder(model) else TaskType[PEFT_TASKS.get(head[1] if head else "", "SEQ_CLS")]
+    )
     tied = tied_parameters(model)
     adapted: Any = get_peft_model(model, config)
     restore_ties(adapted.get_base_model(), tied)

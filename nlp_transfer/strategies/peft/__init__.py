@@ -23,7 +23,7 @@ from pydantic import ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.layers import encoder_type, has_decoder, place_end_tokens, width
+from nlp_transfer.models.layers import encoder_type, has_decoder, output_logits, place_end_tokens, width
 from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.models.verification.adapter_settings import pattern_problem
 from nlp_transfer.settings.schema import Document
@@ -202,5 +202,4 @@ def _tiny_logits(model: Any) -> torch.Tensor:
     inputs = {"input_ids": ids, "attention_mask": mask}
     if has_decoder(model):
         inputs["decoder_input_ids"] = ids
-    logits: torch.Tensor = model.eval()(**inputs).logits
-    return logits.float().cpu()
+    return output_logits(model.eval()(**inputs)).float().cpu()

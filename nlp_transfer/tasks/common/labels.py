@@ -69,6 +69,11 @@ def label_fields(labels: list[str], problem_type: str) -> dict[str, Any]:
     }
 
 
+def configured_labels(config: Any) -> list[str | None]:
+    """Return the label names in a transformers configuration, ordered by id. None: the id has no name."""
+    return [None if (name := config.id2label.get(i)) is None else str(name) for i in range(config.num_labels)]
+
+
 def fit_labels(
     cells: Sequence[Any], train: Rows, column: str, requested: list[str] | None, kind: LabelType | None, problems: Problems
 ) -> tuple[list[str], LabelType, "Counter[str]"]:

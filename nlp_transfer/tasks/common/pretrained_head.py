@@ -35,21 +35,24 @@ def prefer_head(task: TaskType, head: HeadConfig | None) -> TaskType:
     return task.model_copy(update={"head": head})
 
 
-def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
+def match_head(model: PreTrainedModel, checkpoint: Checkpoint, head: str = "SequenceClassification") -> PreTrainedModel:
     """Make the output layer match the labels of the task and their order.
 
-    The trained output layer of a sequence classifier with the same set of labels is kept, with its outputs reordered. Any other
+    The trained output layer of a head of the same kind with the same set of labels is kept, with its outputs reordered. Any other
     trained output layer is reinitialized and added to `new_parameters`. `model.head_note` records for the log which of the two
     happened; it is not set if the checkpoint has no head.
+
+    Args:
+        head: The kind of head, as in `Checkpoint.head`.
     """
     layer = output_layer(model)
     new = new_parameters(model)
     if not layer or layer.keys() <= new - replaced_parameters(model):
         return model
     before_text, after_text = _describe(checkpoint.config), _describe(model.config)
-    saved_as = checkpoint.head or "SequenceClassification"
+    saved_as = checkpoint.head or head
     before, after = ([label_value(label) or label for label in _labels(config)] for config in (checkpoint.config, model.config))
-    same = saved_as == "SequenceClassification" and _is_regression(checkpoint.config) == _is_regression(model.config)
+    same = saved_as == head and _is_regression(checkpoint.config) == _is_regression(model.config)
     if same and sorted(before) == sorted(after) and len(set(after)) == len(after) and not layer.keys() & new:
         position = {label: i for i, label in enumerate(before)}
         order = torch.tensor([position[label] for label in after])
@@ -62,7 +65,7 @@ def match_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedMode
     else:
         _reinitialize(model, layer.keys() - new)
         model.new_parameters = new | layer.keys()  # type: ignore[assignment]
-        kind = "" if saved_as == "SequenceClassification" else f" as {checkpoint.architecture}"
+        kind = "" if saved_as == head else f" as {checkpoint.architecture}"
         note = f"head: its output layer is new: the checkpoint was trained{kind} for {before_text}, the task has {after_text}"
     model.head_note = note  # type: ignore[assignment]
     return model

@@ -3,17 +3,17 @@
 from typing import Any
 
 from nlp_transfer.models.checkpoint import Checkpoint, check_head
+from nlp_transfer.settings import registry
 from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks.common.labels import configured_labels
 from nlp_transfer.utils.errors import UserError
-
-TASK_OF_PROBLEM = {"multi_label_classification": "multi_label", "regression": "regression"}
 
 
 def task_for_config(checkpoint: Checkpoint) -> Task:
     """Create the task of a model that this toolkit did not save, from the head and labels in its configuration.
 
     Raises:
-        UserError: If the model has no head, an unknown head, or a head for an unsupported task such as token classification.
+        UserError: If the model has no head, an unknown head, or a head for an unsupported task.
     """
     config: Any = checkpoint.config
     if config.is_encoder_decoder and checkpoint.head != "SequenceClassification":
@@ -24,22 +24,20 @@ def task_for_config(checkpoint: Checkpoint) -> Task:
             )
         check_head(checkpoint, "ConditionalGeneration")
         return task_from({"name": "translation"})
+    for name in registry.names("task"):
+        if ":" in name or registry.is_outside("task", name):
+            continue
+        traits = registry.load("task", name).traits
+        is_own = traits.architecture == (checkpoint.head or "SequenceClassification")
+        if is_own and traits.configured is not None and (settings := traits.configured(config)) is not None:
+            if settings and None in configured_labels(config):
+                raise UserError(
+                    f"model: {checkpoint.source.name}: config.json has id2label {dict(config.id2label)}; allowed: a name for "
+                    f"each id from 0 to {config.num_labels - 1}"
+                )
+            return task_from({"name": name} | dict(settings))
     check_head(checkpoint)
-    name = TASK_OF_PROBLEM.get(config.problem_type or "", "text_classification")
-    if name == "text_classification" and config.num_labels == 1:
-        name = "regression"
-    labels = [] if name == "regression" else _configured(config)
-    if None in labels:
-        raise UserError(
-            f"model: {checkpoint.source.name}: config.json has id2label {dict(config.id2label)}; allowed: a name for each id "
-            f"from 0 to {config.num_labels - 1}"
-        )
-    return task_from({"name": name} | ({"labels": labels} if labels else {}))
-
-
-def _configured(config: Any) -> list[str | None]:
-    """Return the label names in a configuration, ordered by id, with None for an id without a name."""
-    return [None if (name := config.id2label.get(i)) is None else str(name) for i in range(config.num_labels)]
+    raise AssertionError("a sequence classifier has a task")
 
 
 def check_schema(task: Task, checkpoint: Checkpoint) -> None:
@@ -52,7 +50,7 @@ def check_schema(task: Task, checkpoint: Checkpoint) -> None:
     if not labels:
         return
     config: Any = checkpoint.config
-    configured = _configured(config)
+    configured = configured_labels(config)
     if configured != labels:
         raise UserError(
             f"{checkpoint.source.name}: config.json has the labels {configured[:5]}..., nlp_transfer.json {labels[:5]}...; "

@@ -20,6 +20,7 @@ class TaskTraits:
         best_metric: Validation metric that selects the best weights, unless `training.best_metric` is set.
         output: Name of the output column with the prediction.
         command: Command that predicts with the models of the task: `predict` or `translate`.
+        word_lists: Whether an input may be a list of words instead of a text.
         has_probabilities: Whether predictions have a column `probability`, and `probability:LABEL` for each label.
         classes: Whether rows have classes, which class weights, oversampling, the focal loss and `shots` require.
         aligned: Whether data may consist of two line-aligned files, one with sources and one with targets.
@@ -31,6 +32,8 @@ class TaskTraits:
         pipeline: Tag of the task on the Hugging Face Hub.
         card: Template of the model card, which extends `model_card.md`. None means the card for any task.
         fixed: Settings that cannot be changed after training.
+        configured: Function that gets the configuration of a model that another program saved with the head in `architecture`. It
+            returns the settings of the task, or None if the model has another task.
         readers: For the extension of each file format that only this task supports, the function that reads it. The function gets
             the path of a file; it yields the rows as dictionaries, or returns None if the file is an ordinary table.
     """
@@ -40,6 +43,7 @@ class TaskTraits:
     best_metric: str
     output: str = "prediction"
     command: str = "predict"
+    word_lists: bool = False
     has_probabilities: bool = False
     classes: bool = False
     aligned: bool = False
@@ -51,6 +55,7 @@ class TaskTraits:
     pipeline: str = "text-classification"
     card: Path | None = None
     fixed: tuple[str, ...] = ()
+    configured: Callable[[Any], Mapping[str, Any] | None] | None = None
     readers: Mapping[str, Callable[[Path], Iterable[Mapping[str, Any]] | None]] = field(default_factory=dict)
 
     @property

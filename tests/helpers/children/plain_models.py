@@ -10,16 +10,19 @@ import sys
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+import transformers
+from transformers import AutoModel, AutoTokenizer, pipeline
 
 
-def logits(folder: str, texts: list[Any]) -> list[list[float]]:
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+def logits(folder: str, texts: list[Any], head: str = "SequenceClassification") -> Any:
+    model = getattr(transformers, f"AutoModelFor{head}").from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     columns = [list(column) for column in zip(*texts, strict=True)]
     with torch.inference_mode():
-        found: list[list[float]] = model(**tokenizer(*columns, padding=True, return_tensors="pt")).logits.tolist()
-    return found
+        outputs = model(**tokenizer(*columns, padding=True, return_tensors="pt"))
+    if head == "QuestionAnswering":
+        return torch.stack([outputs.start_logits, outputs.end_logits], -1).tolist()
+    return outputs.logits.tolist()
 
 
 def probabilities(folder: str, texts: list[Any]) -> list[dict[str, float]]:
@@ -30,11 +33,19 @@ def probabilities(folder: str, texts: list[Any]) -> list[dict[str, float]]:
     return [{entry["label"]: entry["score"] for entry in answer} for answer in flat]
 
 
+def entities(folder: str, texts: list[Any]) -> list[list[dict[str, Any]]]:
+    find = pipeline("token-classification", model=folder, aggregation_strategy="first")
+    return [[{name: entity[name] for name in ("entity_group", "start", "end")} for entity in find(text)] for (text,) in texts]
+
+
 def main(plan: dict[str, Any]) -> dict[str, Any]:
     assert "nlp_transfer" not in sys.modules
     found: dict[str, Any] = {}
     for name, job in plan["plain"].items():
-        found[name] = {"logits": logits(job["folder"], job["texts"]), "pipeline": probabilities(job["folder"], job["texts"])}
+        found[name] = {"logits": logits(**job)}
+        if job.get("head") != "QuestionAnswering":  # transformers 5 has no pipeline for it
+            answers = entities if job.get("head") == "TokenClassification" else probabilities
+            found[name]["pipeline"] = answers(job["folder"], job["texts"])
     for name, job in plan["deep"].items():
         try:
             logits(job["folder"], job["texts"])

@@ -21,6 +21,7 @@ class Slow:
     chunk_rows = 2
     columns = ("text",)
     identity: ClassVar[dict[str, str]] = {}
+    readers: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, folder: Path, refuse: Problems | None = None, load_seconds: float = 0) -> None:
         self.folder = folder

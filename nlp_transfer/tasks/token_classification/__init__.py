@@ -1,0 +1,408 @@
+"""Token classification: find entities in texts, such as the names of people and places."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_transfer.data.oversampling import rarest_labels
+from nlp_transfer.data.sources import ModelSource
+from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
+from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
+from nlp_transfer.data.tokens import WINDOWS, Features, TokenTable, model_inputs
+from nlp_transfer.data.tokens import Ragged as Ragged
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.preparation import dropout_overrides
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED
+from nlp_transfer.settings.applicability import Not, UsedBy, UsedWith
+from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.tasks import Arrays, Batch, Description, Items, Task, TaskTraits
+from nlp_transfer.tasks.common.labels import (
+    LabelList,
+    balance,
+    check_no_classes,
+    check_occurrence,
+    configured_labels,
+    sort_labels,
+)
+from nlp_transfer.tasks.common.objectives import TokenCrossEntropy, smoothing_of
+from nlp_transfer.tasks.common.pretrained_head import match_head
+from nlp_transfer.tasks.common.task import check_has_rows
+from nlp_transfer.tasks.token_classification.entities import (
+    INSTEAD,
+    OUTSIDE,
+    SCHEMES,
+    TAG_FORM,
+    Span,
+    find_entities,
+    read_conll,
+    spans_of,
+    split_tag,
+    split_words,
+    type_names,
+    words_of,
+    write_tags,
+)
+from nlp_transfer.tasks.token_classification.entities import (
+    as_list as as_list,
+)
+from nlp_transfer.tasks.token_classification.entity_scorer import ENTITY_KEYS, EntityScorer
+from nlp_transfer.tasks.token_classification.word_tokens import align_words
+from nlp_transfer.utils.errors import Problems, UserError, did_you_mean, shorten
+
+HEAD = "TokenClassification"
+UNREADABLE = "with tags or spans that cannot be read"  # kind of bad rows
+
+
+def _configured(config: Any) -> dict[str, Any]:
+    """Return the settings of the task for a model that other programs have saved."""
+    names = [str(name) for name in configured_labels(config)]
+    if unknown := [name for name in names if split_tag(name) is None]:
+        raise UserError(
+            f"model: {config.architectures[0]} with the labels {shorten(names)}: found {unknown[0]!r}; allowed: {TAG_FORM}; "
+            "token_classification predicts entities"
+        )
+    is_long = any(name[0] in "ES" for name in names)
+    return {"labels": type_names(names), "scheme": "BIOES" if is_long else "IOB2", "text": "text"}
+
+
+class TokenClassification(Task):
+    """Named entity recognition: predict the entities of a sentence from a tag for each word.
+
+    Only the first token of a word is classified. Long texts are processed in overlapping windows.
+    """
+
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        prediction="entities", metrics=ENTITY_KEYS, best_metric="f1", auto_class="AutoModelForTokenClassification",
+        architecture=HEAD, pipeline="token-classification", card=Path(__file__).with_name("entity_card.md"),
+        fixed=("labels", "scheme"), word_lists=True, configured=_configured,
+        readers=dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), read_conll),
+    )  # fmt: skip
+
+    text: Annotated[str | None, UsedBy("evaluate", "predict")] = None
+    """The column with a text. null: rows are lists of words, in the column `tokens`."""
+    spans: Annotated[str, UsedWith(text=Not(None)), UsedBy("evaluate")] = "spans"
+    """The column with the entities of a text: a list of objects with `start` and `end` (in characters) and `label`."""
+    tokens: Annotated[str, UsedWith(text=None), UsedBy("evaluate", "predict")] = "tokens"
+    """The column with a list of words, or with words separated by spaces."""
+    tags: Annotated[str, UsedWith(text=None), UsedBy("evaluate")] = "tags"
+    """The column with the tag of each word: `O`, or `B-`, `I-`, `E-` or `S-` followed by a type; or integers."""
+    tag_names: Annotated[list[str] | None, UsedWith(text=None), UsedBy("evaluate")] = None
+    """Names of integer tags, in the order of the integers."""
+    labels: LabelList | None = None
+    """The types of entities. null: the types in the training data, alphabetically."""
+    scheme: Literal["IOB2", "BIOES"] = "IOB2"
+    """Tags that the model predicts. IOB2: first and other words of an entity. BIOES: also its last and its only word. Tags in
+    the data may have either form."""
+    stride: Annotated[Annotated[int, Field(ge=0)] | None, UsedBy("evaluate", "predict")] = None
+    """Tokens that two windows of a long text have in common. null: a quarter of `max_length`."""
+
+    _outputs: tuple[str, ...] | None = PrivateAttr(None)  # tags in the order of the outputs of a saved model
+
+    @property
+    def inputs(self) -> list[str]:
+        return [self.tokens if self.text is None else self.text]
+
+    @property
+    def targets(self) -> list[str]:
+        return [self.tags if self.text is None else self.spans]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tags in the order of the model's outputs."""
+        prefixes = SCHEMES[self.scheme]
+        return self._outputs or (OUTSIDE, *(f"{prefix}-{label}" for label in self.labels or [] for prefix in prefixes))
+
+    def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
+        setting = "tags" if self.text is None else "spans"
+        if self.inputs == self.targets:
+            problems.add(f"task.{setting}: found {self.targets[0]!r}, the column of the input; allowed: another column")
+        for name in self.tag_names or []:
+            if split_tag(name) is None:
+                problems.add(f"task.tag_names: found {name!r}; allowed: {TAG_FORM}")
+        if training is not None:
+            check_no_classes(training, "a row of token_classification", problems)
+            if training.augment is not None:
+                problems.add("training.augment: a changed text no longer matches its tags; allowed: null")
+        check_has_rows(train, problems)
+        if train is None or not len(train):
+            return self
+        counts = Counter(label for spans in self._known_spans(train) for label, _, _ in spans)
+        labels = self.labels or sort_labels(counts)
+        if not labels:
+            problems.add(f"train, column {self.targets[0]!r}: no row has an entity; allowed: rows with entities")
+        elif not problems:
+            check_occurrence(labels, counts, train, problems)
+        return self.model_copy(update={"labels": labels or None, "_outputs": None})
+
+    def _known_spans(self, rows: Rows) -> Iterator[list[Span]]:
+        """Yield the entities of each row, in words or characters; none for unreadable rows."""
+        for cell in rows.columns[self.targets[0]]:
+            try:
+                yield self._spans(cell)
+            except ValueError:
+                yield []
+
+    def _spans(self, cell: Any) -> list[Span]:
+        """Return the entities in a cell of the target column, in words or characters.
+
+        Raises:
+            ValueError: If the cell cannot be read; the message says what was found and what is allowed.
+        """
+        if self.text is not None:
+            try:
+                return sorted(spans_of(cell), key=lambda span: span[1:])
+            except (ValueError, TypeError) as error:
+                allowed = '[{"start": 0, "end": 4, "label": "person"}], or [] for a text without entities'
+                raise ValueError(
+                    f"found {shorten(cell) if isinstance(error, TypeError) else error}; allowed: {allowed}"
+                ) from None
+        elements = words_of(cell)
+        if elements is None:
+            raise ValueError(f"found {shorten(cell)}; allowed: a list of tags")
+        return find_entities(map(self._tag, elements))
+
+    def _tag(self, element: Any) -> tuple[str, str]:
+        """Return the prefix and type of a tag, which may be the index of its name."""
+        is_index = (isinstance(element, int) and not isinstance(element, bool)) or (
+            isinstance(element, str) and element.isdecimal()
+        )
+        if is_index and self.tag_names is None:
+            raise ValueError(f"found the integer tag {element}; allowed: names of tags, or their names in task.tag_names")
+        if is_index and self.tag_names is not None:
+            if not 0 <= int(element) < len(self.tag_names):
+                raise ValueError(f"found the tag {element}; allowed: 0 to {len(self.tag_names) - 1}, indices of task.tag_names")
+            element = self.tag_names[int(element)]
+        if (parts := split_tag(element) if isinstance(element, str) else None) is None:
+            raise ValueError(f"found the tag {element!r}; allowed: {TAG_FORM}")
+        return parts
+
+    def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
+        column = rows.columns[self.inputs[0]]
+        for row, cell in enumerate(column):
+            if (fault := self._input_fault(cell)) is not None:
+                problems.add_row(row, rows.bad(row, self.inputs[0], *fault))
+            elif targets and (reason := self._target_fault(cell, rows.columns[self.targets[0]][row])) is not None:
+                problems.add_row(row, rows.bad(row, self.targets[0], reason, UNREADABLE))
+
+    def _input_fault(self, cell: Any) -> tuple[str, str] | None:
+        """Return the reason and the kind of an unusable input."""
+        if self.text is not None:
+            if not isinstance(cell, str):
+                return (f"found {shorten(cell)} ({type(cell).__name__}); allowed: text", NO_TEXT)
+            if fault := undecoded(cell, "utf-8"):
+                return f"{fault}; allowed: text", UNDECODED
+            return None if cell.strip() else ("the cell is empty; allowed: text", EMPTY_TEXT)
+        words = words_of(cell)
+        if words is None:
+            return f"found {shorten(cell)} ({type(cell).__name__}); allowed: a list of words", NO_TEXT
+        if not words:
+            return "the list of words is empty; allowed: at least one word", EMPTY_TEXT
+        for word in words:
+            if not isinstance(word, str) or not word:
+                return f"found the word {shorten(word)}; allowed: texts that are not empty", NO_TEXT
+            if fault := undecoded(word, "utf-8"):
+                return f"{fault}; allowed: text", UNDECODED
+        return None
+
+    def _target_fault(self, cell: Any, target: Any) -> str | None:
+        """Return why the entities of a row are unusable."""
+        try:
+            spans = self._spans(target)
+        except ValueError as error:
+            return str(error)
+        if self.text is None:
+            words, tags = len(words_of(cell) or []), len(words_of(target) or [])
+            if words != tags:
+                return f"found {tags} tags for {words} words; allowed: one tag for each word"
+        elif fault := _span_fault(spans, len(cell)):
+            return fault
+        if self.labels and (unknown := [label for label, _, _ in spans if label not in self.labels]):
+            known = ", ".join(self.labels)
+            return f"found the type {unknown[0]!r}{did_you_mean(unknown[0], self.labels)}; allowed: {known} (task.labels)"
+        return None
+
+    def describe(self, train: Rows) -> Description:
+        """Describe training rows. Their stratum is the rarest entity type."""
+        labels = self.labels or []
+        hot, counts, inside = np.zeros((len(train), len(labels))), Counter[str](), 0
+        for row, spans in enumerate(self._known_spans(train)):
+            counts.update(label for label, _, _ in spans)
+            hot[row, [labels.index(label) for label in {label for label, _, _ in spans}]] = 1
+            if self.text is not None:
+                starts, ends = zip(*split_words(train.columns[self.text][row]), strict=True)
+                inside += sum(start not in starts or end not in ends for _, start, end in spans)
+        lines = [
+            f"{counts.total():,} entities in {int(hot.any(1).sum()):,} of {len(train):,} rows",
+            *balance(counts, counts.total()),
+        ]
+        if inside:
+            lines.append(
+                f"warning: {inside:,} of {counts.total():,} entities begin or end inside a word; the model learns to predict the "
+                "complete words, which count as errors"
+            )
+        return Description(rarest_labels(hot), lines)
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
+        task = super().prepare(checkpoint, train, parts)
+        name, limit = checkpoint.source.name, task.max_length or 512
+        if not checkpoint.tokenizer.is_fast:
+            raise UserError(
+                f"model: {name} has a {type(checkpoint.tokenizer).__name__}, which does not return the characters of its tokens; "
+                "token_classification allows: a checkpoint with a fast tokenizer (tokenizer.json)"
+            )
+        most = limit - checkpoint.tokenizer.num_special_tokens_to_add() - 1
+        if self.stride is not None and self.stride > most:
+            raise UserError(f"task.stride: found {self.stride}; allowed: 0 to {most}, with task.max_length {limit}")
+        if train is None and parts is None and checkpoint.head == HEAD:
+            config: Any = checkpoint.config
+            task._outputs = tuple(str(config.id2label.get(i)) for i in range(config.num_labels))
+        return task
+
+    def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
+        padding = {"input_ids": tokenizer.pad_token_id, "target_word": -1, WINDOWS: 0}
+        if "token_type_ids" in tokenizer.model_input_names:
+            padding["token_type_ids"] = tokenizer.pad_token_type_id
+        if targets:
+            padding["labels"] = IGNORED
+        cells = columns[self.inputs[0]]
+        texts, words = zip(*map(self._words, cells), strict=True) if cells else ((), ())
+        limit = self.max_length or 512
+        most = max(0, limit - tokenizer.num_special_tokens_to_add() - 1)
+        stride = min(limit // 4 if self.stride is None else self.stride, most)
+        aligned = align_words(tokenizer, texts, words, limit, stride, padding, merge=self.text is not None)
+        ragged = dict(aligned.columns)
+        rows = list(zip(texts, aligned.units, strict=True))
+        objects: dict[str, list[Any]] = {"inputs": list(map(json.dumps, rows))}
+        if targets:
+            spans = [self._spans(cell) for cell in columns[self.targets[0]]]
+            ragged["labels"] = aligned.labels(
+                [self._tag_ids(row, units) for row, units in zip(spans, aligned.units, strict=True)]
+            )
+            objects["references"] = [
+                [self._entity(*span, *row) for span in row_spans] for row, row_spans in zip(rows, spans, strict=True)
+            ]
+        return Features(ragged, padding, texts={name: as_objects(values) for name, values in objects.items()})
+
+    def _words(self, cell: Any) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of a row, and the start and the end of each of its words."""
+        if self.text is not None:
+            return cell, split_words(cell)
+        words = words_of(cell) or []
+        ends = np.cumsum([len(word) + 1 for word in words]) - 1
+        return " ".join(words), [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
+
+    def _tag_ids(self, spans: list[Span], units: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the output of the model for each word, for entities in words or characters."""
+        if self.text is not None:
+            starts, ends = [unit[0] for unit in units], [unit[1] for unit in units]
+            taken, in_words = 0, []
+            for label, start, end in spans:  # entities cover complete words; of two in one word, the first one counts
+                first = max(taken, int(np.searchsorted(ends, start, "right")))
+                taken = max(first, int(np.searchsorted(starts, end, "left")))
+                in_words += [(label, first, taken)] if first < taken else []
+            spans = in_words
+        index = {tag: i for i, tag in enumerate(self.outputs)}
+        return [
+            index[OUTSIDE]
+            if prefix == OUTSIDE
+            else next(index[f"{p}-{label}"] for p in INSTEAD[prefix] if f"{p}-{label}" in index)
+            for prefix, label in write_tags(spans, len(units), self.scheme)
+        ]
+
+    def _entity(self, label: str, start: int, end: int, text: str, units: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Return an entity in words or characters as a user sees it."""
+        first, last = (units[start][0], units[end - 1][1]) if self.text is None else (start, end)
+        return {"label": label, "start": start, "end": end, "text": text[first:last]}
+
+    def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
+        dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
+        if checkpoint.config.is_encoder_decoder:
+            raise UserError(
+                f"model: {checkpoint.source.name} is a {checkpoint.config.model_type} model with a decoder; token_classification "
+                "allows: BERT-family encoders"
+            )
+        tags = dict(enumerate(self.outputs))
+        fields = {"id2label": tags, "label2id": {tag: i for i, tag in tags.items()}, "problem_type": None}
+        return match_head(checkpoint.load(AutoModelForTokenClassification, **dropout, **fields), checkpoint, HEAD)
+
+    def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> TokenCrossEntropy:
+        return TokenCrossEntropy(0.0 if training is None else smoothing_of(training))
+
+    def predict(
+        self, model: Any, batch: Batch, chosen: np.ndarray | None = None, texts: Arrays | None = None
+    ) -> tuple[Arrays, Items]:
+        """Predict the entities of each row from the tags of its words.
+
+        Returns:
+            `prediction`: lists of entities, objects of shape (rows,). `scores`: mean probability of the tags of a row, float32
+            of shape (rows,). With targets also `right` and `of`, the number of words with the right tag and of all words,
+            int64 of shape (rows,); words without a token do not count.
+        """
+        assert texts is not None, "entities are cut from the texts"
+        outputs = model(**model_inputs(batch))
+        probabilities, tags = outputs.logits.float().softmax(-1).max(-1)
+        window, token = torch.nonzero(batch["target_word"] >= 0, as_tuple=True)
+        rows, words = (batch[name].cpu().numpy() for name in ("target_row", "target_word"))
+        row, word = rows[window.cpu()], words[window.cpu(), token.cpu()]
+        tag, probability = tags[window, token].cpu().numpy(), probabilities[window, token].cpu().numpy()
+        order = np.argsort(row, kind="stable")
+        count = np.bincount(row, minlength=len(texts["inputs"]))
+        ends = np.cumsum(count)
+        entities = [
+            self._predicted(*json.loads(text), *(array[order[end - length : end]] for array in (word, tag, probability)))
+            for text, end, length in zip(texts["inputs"], ends, count, strict=True)
+        ]
+        scores = np.bincount(row, probability, minlength=len(count)) / np.maximum(count, 1)
+        predictions = {"prediction": as_objects(entities), "scores": scores.astype(np.float32)}
+        if "labels" not in batch:
+            return predictions, {}
+        right = tag == batch["labels"][window, token].cpu().numpy()
+        predictions |= {"right": np.bincount(row, right, minlength=len(count)).astype(np.int64), "of": count}
+        return predictions, self.objective().items(outputs, batch)
+
+    def _predicted(self, text: str, units: list[list[int]], words: np.ndarray, tags: np.ndarray, scores: np.ndarray) -> list[Any]:
+        """Return the entities of a row, given the tags of those of its words that have a token, and their probabilities."""
+        by_word = [(OUTSIDE, "")] * len(units)
+        probability = np.ones(len(units))
+        probability[words] = scores
+        names = [split_tag(name) or (OUTSIDE, "") for name in self.outputs]
+        for word, tag in zip(words.tolist(), tags.tolist(), strict=True):
+            by_word[word] = names[tag]
+        return [
+            self._entity(label, *((start, end) if self.text is None else (units[start][0], units[end - 1][1])), text, units)
+            | {"score": round(float(probability[start:end].mean()), 6)}
+            for label, start, end in find_entities(by_word)
+        ]
+
+    @property
+    def scorer(self) -> EntityScorer:
+        return EntityScorer(self.traits.best_metric, self.outputs, tuple(self.labels or type_names(self.outputs)))
+
+    def columns(
+        self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
+    ) -> dict[str, list[Any]]:
+        return self.scorer.reference_column(references) | {"prediction": self.scorer.typed(predictions["prediction"])}
+
+
+def _span_fault(spans: list[Span], length: int) -> str | None:
+    """Return a message on the first span that is empty, is outside of its text or overlaps the one before."""
+    before = 0
+    for label, start, end in spans:
+        if not 0 <= start < end <= length:
+            return f"found the span {start} to {end} ({label}); allowed: 0 <= start < end <= {length}, the length of the text"
+        if start < before:
+            return f"found the span {start} to {end} ({label}), which overlaps another one; allowed: spans that do not overlap"
+        before = end
+    return None
+
+
+def as_objects(values: Iterable[Any]) -> np.ndarray:
+    """Return values of any type as an array of objects of shape (rows,)."""
+    return np.fromiter(values, object)

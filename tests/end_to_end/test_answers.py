@@ -1,0 +1,108 @@
+"""Question answering from files to files: a run by the command, its model in plain transformers, and predictions of files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer.tasks.question_answering.squad_metrics import AnswerScorer
+from tests.builders import document, prepared, read_table, succeed, write
+from tests.helpers.questions import QA, by_example, columns, questions, squad
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by the command, on files in SQuAD's format."""
+    folder = tmp_path_factory.mktemp("squad")
+    train, test = (write(folder / f"{name}.json", squad(questions(n))) for name, n in (("train", 40), ("test", 15)))
+    settings = {"max_steps": 4, "batch_size": 8, "precision": "fp32", "learning_rate": 1e-2}
+    data = {"train": train, "test": test, "validation_share": 0}
+    plan = document(model=tiny["bert"], task=QA, data=data, training=settings, output_dir=folder / "run")
+    succeed("train", write(folder / "run.yaml", plan))
+    return folder / "run"
+
+
+def test_a_run_by_the_command(trained: Path) -> None:
+    result = json.loads((trained / "result.json").read_text())
+    assert {"exact_match", "f1", "f1/has_answer", "exact_match/no_answer"} <= set(result["metrics"]["test"])
+    saved, made = read_table(trained / "predictions/test.parquet"), questions(15)
+    assert [row["reference"] for row in saved] == [row["answers"]["text"] for row in made]
+    metrics = AnswerScorer("f1").compute(
+        {"prediction": np.array([row["prediction"] for row in saved], object)}, {"answers": [row["reference"] for row in saved]}
+    )
+    assert metrics == pytest.approx({name: result["metrics"]["test"][name] for name in metrics})
+    card = (trained / "model/README.md").read_text()
+    assert "pipeline_tag: question-answering" in card
+    assert "AutoModelForQuestionAnswering" in card
+    assert "type: exact_match" in card
+    output = succeed("evaluate", trained, "--data.test", trained.parent / "test.json")
+    assert json.loads(output[output.index("{") :])["f1"] == pytest.approx(result["metrics"]["test"]["f1"])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_files_in_the_format_of_squad_are_predicted(processes: int, trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    succeed("predict", trained, "--input", trained.parent / "test.json", "--output", output, "--processes", processes)
+    found, made = read_table(output), questions(15)
+    assert [(row["id"], row["title"], row["question"]) for row in found] == [
+        (str(i), "films", row["question"]) for i, row in enumerate(made)
+    ]
+    expected = load_predictor(trained)([(row["question"], row["context"]) for row in made])
+    assert [row["prediction"] for row in found] == [row["prediction"] for row in expected]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_files_are_predicted(ending: str, trained: Path, tmp_path: Path) -> None:
+    made = questions(15)
+    source = write(tmp_path / f"new.{ending}", [{name: row[name] for name in ("question", "context")} for row in made])
+    succeed("predict", trained, "--input", source, "--output", tmp_path / f"out.{ending}")
+    found = read_table(tmp_path / f"out.{ending}")
+    in_python = load_predictor(trained)([(row["question"], row["context"]) for row in made])
+    for row, predicted in zip(found, in_python, strict=True):
+        assert {name: str(row[name]) for name in predicted} == {name: str(value) for name, value in predicted.items()}
+        assert row["context"][int(row["start"]) : int(row["end"])] == row["prediction"]
+
+
+def test_settings_change_when_a_model_is_loaded(trained: Path) -> None:
+    made = [(row["question"], row["context"]) for row in questions(15)]
+    never = load_predictor(trained, settings={"no_answer_threshold": 1e9, "max_answer_length": 1})(made)
+    assert all(len(row["prediction"].split()) == 1 for row in never)
+    assert not any(row["prediction"] for row in load_predictor(trained, settings={"no_answer_threshold": -1e9})(made))
+
+
+def test_plain_transformers_loads_the_model(trained: Path) -> None:
+    model, report = AutoModelForQuestionAnswering.from_pretrained(trained / "model", output_loading_info=True)
+    assert not report["missing_keys"]
+    tokenizer, predictor = AutoTokenizer.from_pretrained(trained / "model"), load_predictor(trained)
+    expected = by_example(model, tokenizer, questions(15), 0.0)
+    answers = predictor([(row["question"], row["context"]) for row in questions(15)])
+    assert [answer["prediction"] for answer in answers] == expected
+
+
+def test_a_trained_head_is_kept(trained: Path) -> None:
+    kept = prepared(trained / "model", QA, data=columns(questions(8)))
+    assert not kept.new
+    saved = AutoModelForQuestionAnswering.from_pretrained(trained / "model")
+    assert torch.equal(kept.model.qa_outputs.weight, saved.qa_outputs.weight)
+    assert "question answering" in kept.model.head_note
+
+
+def test_metrics_of_users_get_texts_and_lists(tiny: dict[str, Path], tmp_path: Path) -> None:
+    data = {"train": write(tmp_path / "train.jsonl", questions(20)), "test": write(tmp_path / "test.jsonl", questions(10))}
+    seen: list[Any] = []
+
+    def length(predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        seen.append((predictions, references))
+        return {"length": sum(len(text.split()) for text in predictions) + 0.0 * len(references[0])}
+
+    done = fine_tune(document(model=tiny["bert"], task=QA, data=data, output_dir=tmp_path / "run"), metrics=[length])
+    assert done.metrics["test"]["length"] >= 0
+    assert all(isinstance(text, str) for predictions, _ in seen for text in predictions)
+    assert seen[-1][1] == [row["answers"]["text"] for row in questions(10)]
