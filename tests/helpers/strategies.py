@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer.settings import registry
-from tests.builders import BAD, GOOD, answer_in, sentiment_rows, write
+from tests.builders import answer_in, sentiment_rows, write
+from tests.helpers.entities import sentences
 
 HEADER = ("text", "other", "label", "tags", "score", "words", "answer", "answer_start")
 TASKS: dict[str, dict[str, Any]] = {
@@ -45,17 +46,8 @@ def rows_of(count: int, seed: int = 0) -> list[tuple[object, ...]]:
     """Rows with a target of every kind."""
     pairs = sentiment_rows(count, seed)
     tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(count)]
-    return [
-        (text, pairs[-i - 1][0], label, tags[i], i % 5, words_tags(text), *answer_in(text))
-        for i, (text, label) in enumerate(pairs)
-    ]
-
-
-def words_tags(text: str) -> str:
-    """The tags of the words of a text: words of a sentiment are entities, and so is a word after one of them."""
-    kinds = ["good" if word in GOOD else "bad" if word in BAD else "" for word in text.split()]
-    tags = [f"B-{kind}" if kind else f"I-{before}" if before else "O" for kind, before in zip(kinds, ["", *kinds], strict=False)]
-    return " ".join(tags)
+    words = [" ".join(row["tags"]) for row in sentences(count, seed)]
+    return [(text, pairs[-i - 1][0], label, tags[i], i % 5, words[i], *answer_in(text)) for i, (text, label) in enumerate(pairs)]
 
 
 def files(folder: Path) -> dict[str, str]:
