@@ -80,6 +80,18 @@ def test_another_process_predicts_the_same(case: tuple[str, str], straight: Runs
     assert straight[case]["result"]["metrics"]["test"], "and it was scored"
 
 
+def test_a_pipeline_finds_the_same_entities(straight: Runs, child: dict[str, Any], folder: Path) -> None:
+    cases = [case for case in CASES if case[1] == "entities" and straight[case]["result"]["plain"]]
+    assert cases
+    for case in cases:
+        predictor = load_predictor(folder / "one" / name_of(case), settings={"text": "text"})
+        ours = [
+            [{"entity_group": entity["label"], "start": entity["start"], "end": entity["end"]} for entity in row["prediction"]]
+            for row in predictor([text for (text,) in texts_of("entities")])
+        ]
+        assert ours == child[name_of(case)]["pipeline"], case
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case[1] == "translation"], ids=name_of)
 def test_a_translation_model_translates(case: tuple[str, str], straight: Runs, folder: Path) -> None:
     assert straight[case]["result"]["train"]["steps"] > 0

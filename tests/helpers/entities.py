@@ -4,21 +4,21 @@ from typing import Any
 
 from tests.builders import BAD, GOOD, sentiment_rows
 
+SECOND = {"good": "river", "bad": "hill"}  # the second word of an entity
+
 
 def sentences(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows in both forms: words of a sentiment are entities of the types good and bad, with the word that follows."""
+    """Rows in both forms: a word of a sentiment is an entity of the type good or bad, in every other row with a second word."""
     rows = []
-    for text, _ in sentiment_rows(count, seed):
-        words = text.split()
-        kinds = ["good" if word in GOOD else "bad" if word in BAD else "" for word in words]
-        tags = [
-            f"B-{kind}" if kind else f"I-{before}" if before else "O" for kind, before in zip(kinds, ["", *kinds], strict=False)
-        ]
-        starts = [sum(len(word) + 1 for word in words[:i]) for i in range(len(words))]
-        spans = []
-        for i, kind in enumerate(kinds):
-            if kind:
-                last = i + 1 if i + 1 < len(words) and not kinds[i + 1] else i
-                spans.append({"start": starts[i], "end": starts[last] + len(words[last]), "label": kind})
-        rows.append({"tokens": words, "tags": tags, "text": text, "spans": spans})
+    for i, (sentence, _) in enumerate(sentiment_rows(count, seed)):
+        words, tags, spans = [], [], []
+        for word in sentence.split():
+            label = "good" if word in GOOD else "bad" if word in BAD else None
+            if label is None and word not in SECOND.values():
+                words, tags = [*words, word], [*tags, "O"]
+            elif label is not None:
+                start, entity = len(" ".join([*words, ""])), [word, SECOND[label]][: 1 + i % 2]
+                words, tags = [*words, *entity], [*tags, f"B-{label}", f"I-{label}"][: len(words) + len(entity)]
+                spans.append({"start": start, "end": start + len(" ".join(entity)), "label": label})
+        rows.append({"tokens": words, "tags": tags, "text": " ".join(words), "spans": spans})
     return rows
