@@ -10,6 +10,10 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from nlp_transfer import fine_tune, load_predictor
+from nlp_transfer.saved_models.load import read_record
+from nlp_transfer.saved_models.probe import probe_difference
+from nlp_transfer.settings.applicability import usage
+from nlp_transfer.tasks.question_answering import QuestionAnswering
 from nlp_transfer.tasks.question_answering.squad_metrics import AnswerScorer
 from tests.builders import document, prepared, read_table, succeed, write
 from tests.helpers.questions import QA, by_example, columns, questions, squad
@@ -70,6 +74,26 @@ def test_files_are_predicted(ending: str, trained: Path, tmp_path: Path) -> None
         assert row["context"][int(row["start"]) : int(row["end"])] == row["prediction"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("question", "other"), ("context", "other"), ("max_length", 14), ("stride", 0), ("max_answer_length", 1),
+        ("no_answer_threshold", 1e9),
+    ],
+)  # fmt: skip
+def test_what_predict_takes_changes_predictions(name: str, value: Any, trained: Path, tmp_path: Path) -> None:
+    made = [{"question": row["question"], "context": row["context"], "other": "the tree was good"} for row in questions(15)]
+    source = write(tmp_path / "new.csv", made)
+    for output, more in (("a.csv", ()), ("b.csv", (f"--task.{name}", value))):
+        succeed("predict", trained, "--input", source, "--output", tmp_path / output, *more)
+    assert (tmp_path / "a.csv").read_text() != (tmp_path / "b.csv").read_text()
+    marked = {
+        name for name in QuestionAnswering.model_fields if "predict" in getattr(usage(QuestionAnswering, name), "commands", ())
+    }
+    assert name in marked
+    assert len(marked) == 6, "each is shown to have an effect"
+
+
 def test_settings_change_when_a_model_is_loaded(trained: Path) -> None:
     made = [(row["question"], row["context"]) for row in questions(15)]
     never = load_predictor(trained, settings={"no_answer_threshold": 1e9, "max_answer_length": 1})(made)
@@ -106,3 +130,22 @@ def test_metrics_of_users_get_texts_and_lists(tiny: dict[str, Path], tmp_path: P
     assert done.metrics["test"]["length"] >= 0
     assert all(isinstance(text, str) for predictions, _ in seen for text in predictions)
     assert seen[-1][1] == [row["answers"]["text"] for row in questions(10)]
+
+
+def test_models_of_other_programs_answer(tiny: dict[str, Path], tmp_path: Path) -> None:
+    model = AutoModelForQuestionAnswering.from_pretrained(tiny["bert"])
+    model.save_pretrained(tmp_path / "theirs")
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path / "theirs")
+    made = questions(5)
+    predictor = load_predictor(tmp_path / "theirs", settings={"max_length": 24, "stride": 4})
+    found = predictor([(row["question"], row["context"]) for row in made])
+    assert [row["prediction"] for row in found] == by_example(model, predictor.tokenizer, made, float("inf"))
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_a_changed_head_is_noticed(output: int, trained: Path) -> None:
+    model, record = load_predictor(trained).model, read_record(trained / "model") or {}
+    assert probe_difference(model, record["probe"]) is None
+    with torch.no_grad():
+        model.qa_outputs.weight[output] *= 1.1
+    assert "differ" in (probe_difference(model, record["probe"]) or "")

@@ -65,7 +65,13 @@ def test_a_recipe_runs(path: Path, tiny: dict[str, Path], sentiment: dict[str, P
         overrides |= {"data.validation_share": 0.2, "data.test": "null", "data.test_share": 0.2}
     elif config.task["name"] == "question_answering":
         data = write(tmp_path / "train.json", squad(questions(40)))
-        overrides |= {"data.train": data, "data.test": data, "data.validation_share": 0.2, "task.stride": 8}
+        overrides |= {
+            "data.train": data,
+            "data.test": data,
+            "data.validation_share": 0.2,
+            "task.stride": 8,
+            "data.group": "context",
+        }
     else:
         overrides |= {"data.train": sentiment["train"], "task.text": "text"}
     run = recipe(config, [part for name, value in overrides.items() for part in (f"--{name}", str(value))])
