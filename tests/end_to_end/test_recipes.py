@@ -10,6 +10,7 @@ import pytest
 from nlp_transfer import RunConfig, recipe
 from nlp_transfer.run.resolve import resolve
 from tests.builders import sentiment_rows, write
+from tests.helpers.entities import sentences
 
 pytestmark = pytest.mark.model
 
@@ -28,7 +29,7 @@ def load(path: Path) -> ModuleType:
 
 def test_there_are_recipes() -> None:
     assert {path.stem for path in RECIPES} >= {
-        "bbc_news", "movie_reviews", "text_classification", "tatoeba_en_es", "translation",
+        "bbc_news", "movie_reviews", "text_classification", "tatoeba_en_es", "token_classification", "translation",
     }  # fmt: skip
 
 
@@ -36,7 +37,8 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_opens_with_command_figure_and_time(path: Path) -> None:
     text = load(path).__doc__ or ""
     assert f"python recipes/{path.name}" in text
-    figure = r"BLEU of about \d\d?" if load(path).config.task["name"] == "translation" else r"accuracy of about 0\.\d\d"
+    figures = {"translation": r"BLEU of about \d\d?", "token_classification": r"F1 of about 0\.\d\d"}
+    figure = figures.get(load(path).config.task["name"], r"accuracy of about 0\.\d\d")
     assert re.search(rf"Expect .*{figure}", text), "the figure to expect"
     assert re.search(r"about \d+ minutes", text), "the time it takes"
     assert f"recipes/{path.name}" in (ROOT / "README.md").read_text(), "the README lists it"
@@ -56,6 +58,9 @@ def test_a_recipe_runs(path: Path, tiny: dict[str, Path], sentiment: dict[str, P
         rows = [(text, text[::-1]) for text, _ in sentiment_rows(40)]
         overrides |= {"data.train": write(tmp_path / "pairs.csv", rows, names), "data.quoting": "minimal"}
         overrides |= {"data.validation_share": 0.2, "data.test": "null", "data.test_share": 0.2}
+    elif config.task["name"] == "token_classification":
+        rows = [{config.task[name]: row[name] for name in ("tokens", "tags")} for row in sentences(40)]
+        overrides |= {"data.train": write(tmp_path / "words.jsonl", rows), "data.test": "null"}
     else:
         overrides |= {"data.train": sentiment["train"], "task.text": "text"}
     run = recipe(config, [part for name, value in overrides.items() for part in (f"--{name}", str(value))])
