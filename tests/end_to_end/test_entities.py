@@ -97,8 +97,8 @@ def test_predicted_rows_may_be_bad(tiny: dict[str, Path], tmp_path: Path) -> Non
     train = write(tmp_path / "train.jsonl", ROWS[:20])
     run(model=tiny["bert"], data={"train": train}, task="token_classification", output_dir=tmp_path / "run")
     source = write(tmp_path / "in.jsonl", [{"tokens": ["a"]}, {"tokens": []}, {"tokens": ["a", 1]}])
-    status, _ = command("predict", tmp_path / "run", "--input", source, "--output", tmp_path / "out.jsonl", "--notes")
-    assert status == 1, "some rows have no prediction"
+    status, output = command("predict", tmp_path / "run", "--input", source, "--output", tmp_path / "out.jsonl", "--notes")
+    assert status == 0, output
     written = read_table(tmp_path / "out.jsonl")
     assert [row["prediction"] is None for row in written] == [False, True, True]
     assert [bool(row["note"]) for row in written] == [False, True, True]

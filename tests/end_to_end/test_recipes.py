@@ -11,6 +11,7 @@ from nlp_transfer import RunConfig, recipe
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.tasks import task_from
 from tests.builders import sentiment_rows, write
+from tests.helpers.entities import sentences
 from tests.helpers.questions import questions, squad
 
 pytestmark = pytest.mark.model
@@ -30,7 +31,8 @@ def load(path: Path) -> ModuleType:
 
 def test_there_are_recipes() -> None:
     assert {path.stem for path in RECIPES} >= {
-        "bbc_news", "movie_reviews", "question_answering", "summarization", "text_classification", "tatoeba_en_es", "translation",
+        "bbc_news", "movie_reviews", "question_answering", "summarization", "text_classification", "tatoeba_en_es",
+        "token_classification", "translation",
     }  # fmt: skip
 
 
@@ -40,7 +42,7 @@ def test_a_recipe_opens_with_command_figure_and_time(path: Path) -> None:
     assert f"python recipes/{path.name}" in text
     figures = {
         "translation": r"BLEU of about \d\d?", "summarization": r"ROUGE-1 of about \d\d?",
-        "question_answering": r"F1 of about \d\d",
+        "question_answering": r"F1 of about \d\d", "token_classification": r"F1 of about 0\.\d\d",
     }  # fmt: skip
     figure = figures.get(load(path).config.task["name"], r"accuracy of about 0\.\d\d")
     assert re.search(rf"Expect .*{figure}", text), "the figure to expect"
@@ -72,6 +74,9 @@ def test_a_recipe_runs(path: Path, tiny: dict[str, Path], sentiment: dict[str, P
             "task.stride": 8,
             "data.group": "context",
         }
+    elif config.task["name"] == "token_classification":
+        rows = [{config.task[name]: row[name] for name in ("tokens", "tags")} for row in sentences(40)]
+        overrides |= {"data.train": write(tmp_path / "words.jsonl", rows), "data.test": "null"}
     else:
         overrides |= {"data.train": sentiment["train"], "task.text": "text"}
     run = recipe(config, [part for name, value in overrides.items() for part in (f"--{name}", str(value))])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from seqeval.metrics import accuracy_score, classification_report, f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForTokenClassification, AutoTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
 from nlp_transfer import load_predictor
 from nlp_transfer.data.sources.in_memory import read_inputs
@@ -358,6 +359,23 @@ def test_long_texts_are_predicted_in_windows(trained: Any) -> None:
 def test_a_stride_without_room_is_refused(stride: int, trained: Any) -> None:
     with refused("task.stride", str(stride), "61"):
         load_predictor(trained.output_dir, settings={"stride": stride})
+
+
+def test_tokenizers_without_character_offsets_are_refused() -> None:
+    checkpoint: Any = SimpleNamespace(
+        tokenizer=CanineTokenizer(), source=SimpleNamespace(name="canine-s"), max_length=64, head=None
+    )
+    with refused("canine-s", "CanineTokenizer", "fast tokenizer"):
+        task_from({"name": "token_classification"}).prepare(checkpoint)
+
+
+@pytest.mark.model
+def test_other_labels_than_tags_are_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+    model = AutoModelForTokenClassification.from_pretrained(tiny["bert"], id2label={0: "NOUN", 1: "VERB"})
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny["bert"]).save_pretrained(tmp_path)
+    with refused("BertForTokenClassification", "'NOUN'", "B-person"):
+        load_predictor(tmp_path)
 
 
 @pytest.mark.model

@@ -269,10 +269,10 @@ class TokenClassification(Task):
         assert texts is not None, "entities are cut from the texts"
         outputs = model(**model_inputs(batch))
         probabilities, tags = outputs.logits.float().softmax(-1).max(-1)
-        window, token = torch.nonzero(batch["target_word"] >= 0, as_tuple=True)
-        rows, words = (batch[name].cpu().numpy() for name in ("target_row", "target_word"))
-        row, word = rows[window.cpu()], words[window.cpu(), token.cpu()]
-        tag, probability = tags[window, token].cpu().numpy(), probabilities[window, token].cpu().numpy()
+        at_words = torch.nonzero(batch["target_word"] >= 0, as_tuple=True)
+        columns = batch["target_word"], tags, probabilities, batch.get("labels", tags)
+        word, tag, probability, label = (values[at_words].cpu().numpy() for values in columns)
+        row = batch["target_row"][at_words[0]].cpu().numpy()
         order = np.argsort(row, kind="stable")
         count = np.bincount(row, minlength=len(texts["inputs"]))
         ends = np.cumsum(count)
@@ -284,8 +284,7 @@ class TokenClassification(Task):
         predictions = {"prediction": as_objects(entities), "scores": scores.astype(np.float32)}
         if "labels" not in batch:
             return predictions, {}
-        right = tag == batch["labels"][window, token].cpu().numpy()
-        predictions |= {"right": np.bincount(row, right, minlength=len(count)).astype(np.int64), "of": count}
+        predictions |= {"right": np.bincount(row, tag == label, minlength=len(count)).astype(np.int64), "of": count}
         return predictions, self.objective().items(outputs, batch)
 
     def _predicted(self, text: str, units: list[list[int]], words: np.ndarray, tags: np.ndarray, scores: np.ndarray) -> list[Any]:
