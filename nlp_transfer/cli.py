@@ -13,6 +13,7 @@ from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
     BATCH_SIZE,
+    BEAMS,
     CODE,
     OVERWRITE,
     PRECISION,
@@ -65,7 +66,7 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
 
 
 def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a run from a YAML file and flags, or from a table and flags with the rest inferred."""
+    """Return the settings of a run: those of a YAML file, or those inferred from a table. Flags override them."""
     from nlp_transfer.commands.completion import complete, prompt
     from nlp_transfer.commands.file_argument import is_document
     from nlp_transfer.run.document import read_document
@@ -121,6 +122,7 @@ def evaluate(
 @cli.command(cls=TextsHelp, context_settings=OVERRIDES)
 @click.argument("model")
 @click.option("--probabilities", is_flag=True, help="Add a column probability:LABEL for each label.")
+@BEAMS
 @file_options
 def predict(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
     """Predict the rows of a file, or TEXTs.
@@ -137,7 +139,7 @@ def predict(ctx: click.Context, model: str, texts: tuple[str, ...], **options: A
 
 @cli.command(cls=TextsHelp, context_settings=OVERRIDES)
 @click.argument("model")
-@click.option("--beams", type=click.IntRange(min=1), help="Beams of the beam search; 1: greedy.  [default: as in the model]")
+@BEAMS
 @file_options
 def translate(ctx: click.Context, model: str, texts: tuple[str, ...], **options: Any) -> None:
     """Translate the rows of a file, or TEXTs.
@@ -156,7 +158,7 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
     command = str(ctx.command.name)
     check_inputs(f"nlp-transfer {command} {model}", texts, options)
     file_arguments = {field.name: options.pop(field.name) for field in fields(FileOptions)}
-    arguments = {"model": model, "settings": settings, "translate": command == "translate", **options}
+    arguments = {"model": model, "settings": settings, "command": command, **options}
     if texts:
         predict_texts(arguments, texts)
     else:
@@ -169,7 +171,7 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
 @click.option(
     "--public", is_flag=True, help="Make a new repository public (default: private). Does not change an existing repository."
 )
-@click.option("--revision", metavar="BRANCH", help="Push to this branch; created from main if missing.  [default: main]")
+@click.option("--revision", metavar="BRANCH", help="Push to this branch. It is created from main if missing.  [default: main]")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of pushing to the branch.")
 @click.option("--tag", help="Create this tag for the pushed commit.")
 @click.option("--adapter", is_flag=True, help="Push the adapter of a run instead of the merged model.")
@@ -192,8 +194,8 @@ def push(model: Path, repository: str, **options: Any) -> None:
     multiple=True,
     required=True,
     metavar="NAME ...",
-    help="Names, settings such as '{name: partial, frozen_layers: all}', or combinations such as lora+layerwise_lr. The first is "
-    "the baseline.",
+    help="Names of strategies, settings such as '{name: partial, frozen_layers: all}', or combinations such as "
+    "lora+layerwise_lr. The first one is the baseline.",
 )
 @click.option(
     "--seeds",
@@ -202,12 +204,12 @@ def push(model: Path, repository: str, **options: Any) -> None:
     metavar="SEED ...",
     help="Seeds for each strategy.  [default: 0 1 2]",
 )
-@click.option("--shots", multiple=True, metavar="K ...", help="Training rows per label, or `all`, for a learning curve.")
+@click.option("--shots", multiple=True, metavar="K ...", help="Numbers of training rows per label, or `all`: a learning curve.")
 @click.option(
     "--rates",
     multiple=True,
     metavar="FACTOR ...",
-    help="Factors for the learning rate of each strategy. The best one is selected on validation.",
+    help="Factors for the learning rate of each strategy. The best one on the validation split is used.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Output folder.  [default: output_dir of FILE plus -comparison]")
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not only its predictions.")
@@ -221,7 +223,7 @@ def compare(
     """Compare strategies over several seeds.
 
     Fine-tunes once per strategy and seed, prints the metrics with confidence intervals, and recommends a strategy. FILE is a YAML
-    file or a table, as for train, and precedes the flags; without FILE, give all settings as flags. If the command is
+    file or a table, as for train, and must come before the flags. Without FILE, give all settings as flags. If the command is
     interrupted, run it again to resume; finished runs are reused.
     """
     from nlp_transfer.commands.file_argument import split_arguments
@@ -235,7 +237,7 @@ def compare(
 
 
 def _model_settings(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse the settings of a command that loads a model.
+    """Parse the settings of a command that uses a saved model.
 
     Raises:
         UserError: a setting is unknown or has no effect on this command.
@@ -254,13 +256,13 @@ def _model_settings(ctx: click.Context, arguments: Sequence[str]) -> dict[str, A
 def recipe(
     config: Any, arguments: Sequence[str] | None = None, *, strategies: Sequence[Any] = (), seeds: Sequence[int] = (0, 1, 2)
 ) -> Any:
-    """Fine-tune with the settings in `config`, which flags on the command line override.
+    """Fine-tune with the settings in `config`. Flags on the command line override them.
 
     Args:
         config: a RunConfig.
-        arguments: the command line; None: `sys.argv[1:]`.
-        strategies: strategies to compare; empty: fine-tune with that of `config`.
-        seeds: seeds of a comparison.
+        arguments: the command line. None means `sys.argv[1:]`.
+        strategies: strategies to compare. If empty, the strategy of `config` is used without a comparison.
+        seeds: seeds of the comparison.
 
     Returns:
         The finished run, or the comparison.

@@ -28,9 +28,9 @@ class FineTuned:
     output_dir: Path
     result: dict[str, Any]
     predictions: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
-    """Predictions by scored split and name: arrays of shape (rows, ...), in memory only."""
+    """Predictions of each scored split, arrays of shape (rows, ...) by name. They are in memory and not part of `result`."""
     references: dict[str, Arrays] = field(default_factory=dict, compare=False, repr=False)
-    """Targets of the predictions, by split and name: arrays of shape (rows, ...)."""
+    """Targets of each scored split, arrays of shape (rows, ...) by name."""
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -61,22 +61,23 @@ def fine_tune(
 
     Args:
         config: a YAML file, a document or typed settings. `settings` (model=, data=, task=, strategy=, training=, output_dir=)
-            override it. `data` may hold pandas DataFrames and datasets.Dataset objects.
-        resume: `auto` resumes an unfinished run in `output_dir` or starts a new one; `must` only resumes; `never` only starts.
+            override it. `data` may contain pandas DataFrames and datasets.Dataset objects.
+        resume: `auto` resumes an unfinished run in `output_dir`, or starts a new one if there is none. `must` requires an
+            unfinished run; `never` requires that there is none.
         allow_hub_metrics: allow `training.hub_metrics` to download and run code from the hub.
-        push_to: USER/NAME on the hub, to which the finished run is pushed. Write access is checked before training. If the push
-            fails, the run remains finished.
-        metrics: additional metrics of validation and test: functions `f(predictions, references) -> {name: value}` of all rows
-            of a split, and metrics of `evaluate`. `training.best_metric` may name one of them. Higher is better unless
-            the metric has the attribute `higher_is_better = False`.
-        callbacks: objects that run during training, after those of `training.callbacks`; see `Callback`. They are not recorded
+        push_to: USER/NAME of the hub repository that the finished run is pushed to. Write access is checked before training. If
+            the push fails, the finished run is kept.
+        metrics: additional metrics for the validation and test splits. Each is a metric of the library `evaluate` or a function
+            `f(predictions, references) -> {name: value}`, which is called with all rows of a split. `training.best_metric` may
+            name one of the values. Higher is better, unless the metric has the attribute `higher_is_better = False`.
+        callbacks: `Callback` objects that are called during training, after those of `training.callbacks`. They are not recorded
             in `config.yaml`.
 
     Raises:
         UserError: settings or data are invalid. The message lists all problems; nothing is written.
         TrainingError: the loss is not finite, memory is insufficient, or another process has ended.
         DiskFullError: the disk stayed full for ten minutes.
-        Interrupted: SIGTERM or SIGINT arrived; the last step is saved. A subclass of KeyboardInterrupt.
+        Interrupted: the process received SIGTERM or SIGINT, and saved the last step. A subclass of KeyboardInterrupt.
     """
     check_launch()
     run = resolve(config, metrics=metrics, callbacks=callbacks, **settings)

@@ -33,7 +33,7 @@ from nlp_transfer.utils.errors import Problems
 from tests.helpers.models import WORDS, save_tiny
 
 GOOD, BAD = ("good", "great", "bright"), ("bad", "awful", "dull")
-COLUMNS = ("text", "other", "label", "tags", "score", "answer", "answer_start")
+COLUMNS = ("text", "other", "label", "tags", "score", "answer", "answer_start", "words")
 DEFAULTS: dict[str, Any] = {
     "data": {"validation_share": 0},
     "task": {"name": "text_classification"},
@@ -67,7 +67,8 @@ def columns(count: int = 24, *names: str, seed: int = 0) -> dict[str, list[str]]
     tags = ["|".join(name for name, n in (("even", 2), ("third", 3)) if i % n == 0) for i in range(count)]
     scores = [str(i % 5) for i in range(count)]
     answers, starts = map(list, zip(*map(answer_in, texts), strict=True))
-    found = dict(zip(COLUMNS, (texts, texts[::-1], labels, tags, scores, answers, map(str, starts)), strict=True))
+    words = [" ".join("B-good" if word in GOOD else "B-bad" if word in BAD else "O" for word in text.split()) for text in texts]
+    found = dict(zip(COLUMNS, (texts, texts[::-1], labels, tags, scores, answers, map(str, starts), words), strict=True))
     return {name: list(found[name]) for name in names or COLUMNS}
 
 

@@ -1,1 +1,1 @@
-"""What the commands share: options, settings completed from a table, messages of launched processes."""
+"""Code that the commands share: options, inference of settings from a table, and error messages of several processes."""

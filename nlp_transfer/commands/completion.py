@@ -42,15 +42,15 @@ FIRST_ROWS = 1000  # rows to read for examples and column names
 ROLES = ("train", "test", "validation", "unlabelled")
 
 Ask = Callable[[str, Sequence[str]], str]
-"""Asks the user a question: takes the question and the choices, returns one of the choices."""
+"""A function that asks the user: it takes the question and the choices, and returns one of the choices."""
 
 
 def complete(document: Document, ask: Ask | None = None) -> tuple[Document, list[str]]:
-    """Add the missing task, columns, model and output_dir to a document; return the new document and a note about each.
+    """Add the missing task, columns, model and output_dir to a document; return the new document and notes on them.
 
     Args:
         document: settings of the run.
-        ask: asks the user about ambiguous settings; None: raise an error.
+        ask: asks the user about ambiguous settings. None means that they raise an error.
 
     Raises:
         UserError: the columns or the task are ambiguous. The message lists the columns and the flags to add.
@@ -123,7 +123,7 @@ def read_first_rows(source: Any, data: Mapping[str, Any]) -> dict[str, list[Any]
 
 
 def read_column(source: Any, data: Mapping[str, Any], name: Any) -> Iterator[Any]:
-    """Yield the cells of a column in all files of a table; none for other sources, or if `name` is a list."""
+    """Yield the cells of a column in all files of a table. Yield nothing for other sources, or if `name` is a list."""
     config = validate(DataConfig, data, Problems())
     for path in _tables(source) if config and isinstance(name, str) else []:
         for batch in read_table(path, config, wanted=[name], mark_faults=True):  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ def _tables(source: Any) -> list[Path]:
 
 
 def _columns_of(task: Document) -> set[str]:
-    """Return all strings in a task's settings, also inside lists: they may be column names."""
+    """Return all strings in a task's settings, also inside lists, since they may be column names."""
     values = [value for setting in task.values() for value in (setting if isinstance(setting, list) else [setting])]
     return {value for value in values if isinstance(value, str)}
 
@@ -162,7 +162,7 @@ class _Table:
         setting: the setting that names the table, for messages.
         source: the table, for messages.
         columns: the first rows by column.
-        ask: asks the user about ambiguous columns; None: raise an error.
+        ask: asks the user about ambiguous columns. None means that they raise an error.
         has_labels: whether the settings list the labels, so that labeled rows may be unnecessary.
     """
 
@@ -274,7 +274,7 @@ class _Table:
 
 
 def prompt() -> Ask | None:
-    """Return a function that asks on the terminal; None without a terminal or in a run of several processes."""
+    """Return a function that asks the user on the terminal, or None if there is no terminal or are several processes."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or world_size() > 1:
         return None
     import click

@@ -28,8 +28,8 @@ SAME_MESSAGE = 5.0  # seconds to wait for the message of the first process
 def run_command(run: Callable[[], Any]) -> Any:
     """Call `run` with secrets redacted in all output, and exit with a status that depends on the error.
 
-    Status 2 and a message for a `UserError`; 1 and a traceback for a crash; 128 plus the signal number for a signal; 141 if
-    standard output was closed.
+    The status is 2, with a message, for a `UserError`; 1, with a traceback, for a crash; 128 plus the signal number for a signal;
+    and 141 if standard output was closed.
     """
     guard_output()
     try:
@@ -80,7 +80,7 @@ def _exit_on_error(run: Callable[[], Any]) -> Any:
 
 
 def _rank() -> int:
-    """Return the rank; 0 if a variable of the launcher is invalid, which is reported as an error anyway."""
+    """Return the rank, or 0 if an environment variable of the launcher is invalid (this error is reported elsewhere)."""
     with suppress(UserError):
         return rank()
     return 0

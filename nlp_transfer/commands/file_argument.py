@@ -36,9 +36,9 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def is_document(file: str) -> bool:
-    """Whether FILE contains settings rather than data.
+    """Return whether FILE contains settings rather than data.
 
-    A .json file may contain either; settings are an object with a key `model` or `task`, or with an object `data`.
+    A .json file contains settings if it is an object that has a key `model` or `task`, or a key `data` whose value is an object.
 
     Raises:
         UserError: the format is not supported, such as .xlsx.

@@ -19,7 +19,7 @@ LIST_IN_TEXT = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 
 class InferredTask(NamedTuple):
-    """The task of a label column and the reason; several candidate tasks if it is ambiguous."""
+    """The task of a label column and the reason; several candidate tasks if the column is ambiguous."""
 
     tasks: tuple[str, ...]
     reason: str

@@ -35,16 +35,24 @@ PRECISION = click.option(
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows per batch.  [default: the fastest]")
+BEAMS = click.option(
+    "--beams",
+    type=click.IntRange(min=1),
+    help="For generated text: beams of the search; 1: greedy.  [default: as in the model]",
+)
 BASE = click.option("--base", metavar="MODEL", help="Base model of an adapter, if it was moved.  [default: as recorded]")
 FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
     click.option(
-        "--input", "source", type=click.Path(path_type=Path), help="A CSV, TSV, JSONL, Parquet or .txt file; -: standard input."
+        "--input",
+        "source",
+        type=click.Path(path_type=Path),
+        help="A CSV, TSV, JSONL, Parquet or .txt file, or - for standard input.",
     ),
     click.option(
         "--output",
         type=click.Path(path_type=Path),
-        help="A file; its extension determines the format, as for --input. -: standard output.",
+        help="A file, whose extension determines the format, as for --input; or - for standard output.",
     ),
     click.option(
         "--format",
@@ -81,7 +89,7 @@ TRAINING_OPTIONS = (
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the context and the parameters of a command that takes texts or files."""
+    """Pass the context, and add the parameters of a command that takes texts or files."""
     return click.pass_context(_with_all(FILE_OPTIONS, command))
 
 
@@ -138,7 +146,7 @@ def repeat_flags(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     """Rewrite `--seeds 0 1 2` as `--seeds=0 --seeds=1 --seeds=2`, for the flags in `names`.
 
     Raises:
-        UserError: no value follows such a flag.
+        UserError: one of these flags has no value.
     """
     repeated: list[str] = []
     remaining = list(arguments)

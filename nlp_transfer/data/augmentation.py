@@ -1,8 +1,8 @@
 """Augment training texts at the token level: randomly drop, swap, mask or replace words at every step.
 
 Random deletion, swap and replacement follow EDA (Wei & Zou 2019, 1901.11196); masking is word dropout (Iyyer et al. 2015; Gal &
-Ghahramani 2016, 1512.05287). Replacements are sampled from the words of the training split by frequency. A masked language model
-would choose better ones (Kobayashi 2018, 1805.06201), at the cost of a second forward pass.
+Ghahramani 2016, 1512.05287). Replacement words are sampled from the training split in proportion to their frequency. A masked
+language model would choose better ones (Kobayashi 2018, 1805.06201), at the cost of a second forward pass.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
 from nlp_transfer.utils.errors import UserError
 
 KEEP, DROP, MASK, REPLACE = range(4)
-# Code points of scripts without spaces, in which each token is a word, as ideographs are in BERT's tokenizer.
+# Code points of scripts without spaces between words. Each of their tokens counts as a word, like ideographs in BERT's tokenizer.
 UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF))
 
 
 @dataclass(frozen=True)
 class WordTable:
-    """Word boundaries of a vocabulary; bool arrays of shape (vocabulary,).
+    """How the tokens of a vocabulary form words. All attributes are bool arrays of shape (vocabulary,).
 
     Attributes:
         special: Special tokens, which are never changed.
@@ -66,7 +66,7 @@ class WordTable:
         special = none.copy()
         special[[id for id in tokenizer.all_special_ids if id < len(tokens)]] = True
         if tokenizer.unk_token_id not in (None, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
-            special[tokenizer.unk_token_id] = False  # an unknown word is a word
+            special[tokenizer.unk_token_id] = False  # the unknown token counts as a word
         return cls(special, continues & ~special, opens & ~special)
 
     def first(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -89,13 +89,14 @@ def _unspaced(token: str) -> bool:
 class Augmenter:
     """Augments the texts of a batch.
 
-    The changes of a row depend only on the seed, the step and the row index, not on micro-batches or processes, so a resumed run
+    The changes to a row depend only on the seed, the step and the row index, not on micro-batches or processes, so a resumed run
     needs no saved state. All tokens of a word change together. Special tokens stay in place, so the texts of a pair remain
     separate. At least one word of each text is unchanged.
 
     Args:
         train: Rows from which replacement words are sampled.
-        max_length: Maximum tokens in a row. If a row would exceed it, no word in it is replaced by a longer one.
+        max_length: Maximum number of tokens in a row. If replacements would exceed it, no word of the row is replaced with a
+            longer one.
 
     Raises:
         UserError: `mask` is set, but the tokenizer has no mask token.
@@ -187,13 +188,13 @@ class Augmenter:
     def _swapped(self, draw: "_Draw", movable: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Return the order of words (int64) after swapping neighbors within a text, each word at most once.
 
-        A first word without a word marker stays in place: elsewhere it would continue another word.
+        If the first word of a text has no word marker, it stays in place: elsewhere it would continue another word.
         """
         order, share = np.arange(len(row)), self.settings.swap
         if not share:
             return order
         can_swap = movable & np.concatenate([movable[1:] & (row[1:] == row[:-1]), [False]])
-        # Every other of several overlapping pairs is swapped. With this probability, `swap` is the share of words that move.
+        # Of overlapping pairs, every second one is swapped. With this probability, the share of words that move is `swap`.
         selected = can_swap & (draw(2) < share / (2 - share))
         last_unswapped = np.maximum.accumulate(np.where(selected, -1, order))
         left = np.flatnonzero(selected & ((order - last_unswapped) % 2 == 1))
@@ -204,7 +205,7 @@ class Augmenter:
 def make_augmenter(
     training: TrainingConfig, tokenizer: PreTrainedTokenizerBase, train: TokenTable, max_length: int | None
 ) -> Augmenter | None:
-    """Return the augmenter for the shares of words in `training.augment`; None if there are none."""
+    """Return the augmenter for `training.augment`; None if the setting contains no shares of words."""
     settings = training.augment
     if settings is None or isinstance(settings, str) or not settings.shares:
         return None
@@ -212,7 +213,7 @@ def make_augmenter(
 
 
 class _Draw:
-    """Draws uniform numbers in [0, 1), float64 of shape (words,): hashes (splitmix64) of seed, step, row, position, channel."""
+    """Draws uniform numbers in [0, 1) by hashing seed, step, row, position and channel; float64 of shape (words,)."""
 
     def __init__(self, seed: int, step: int, rows: np.ndarray, places: np.ndarray) -> None:
         key = np.zeros(1, np.uint64)
@@ -225,7 +226,7 @@ class _Draw:
 
 
 def _words_of(column: Ragged, words: WordTable) -> Ragged:
-    """Return all words of a column, one per row and with repetitions, except words without a word marker."""
+    """Return all words of a column, one per row and including repetitions, unless their first token continues a word."""
     ids = column.values
     first = words.first(ids, np.repeat(np.arange(len(column)), column.lengths))
     starts = np.flatnonzero(first)

@@ -20,12 +20,12 @@ SKIP_HINT = "  data.on_bad_rows: skip would skip such rows and count them"
 def check_rows(
     rows: Rows, role: str, data: DataConfig, check: Callable[[Rows, Problems], None], problems: Problems
 ) -> Rows:  # fmt: skip
-    """Return the usable rows. Bad rows are skipped with `data.on_bad_rows: skip`, and added to `problems` otherwise.
+    """Return the usable rows. Bad rows are skipped if `data.on_bad_rows` is `skip`; if not, they are added to `problems`.
 
     Args:
         role: Name of the split, for messages.
         check: Adds the problems of rows. It is called again after rows are skipped, since its result may depend on the remaining
-            rows, such as the set of labels.
+            rows (for example, on their set of labels).
     """
     while True:
         faults = Problems(skipped={} if data.on_bad_rows == "skip" else None)
@@ -58,12 +58,12 @@ def check_filter(data: DataConfig, filters: Collection[str], problems: Problems)
     if unknown := [name for name in data.filter or () if name not in filters]:
         problems.add(
             f"data.filter: found {', '.join(unknown)}, but this task has no such filter (filters apply to pairs of source and "
-            "translation); allowed: null. data.on_bad_rows: skip skips rows with an empty text"
+            "translation); allowed: null. To skip rows with an empty text, set data.on_bad_rows: skip"
         )
 
 
 def describe_skipped(role: str, rows: Rows) -> list[str]:
-    """Return a line that counts the skipped rows of a split by kind, as a warning if they are more than half."""
+    """Return a line that counts the skipped rows of a split by kind; a warning if more than half of the rows were skipped."""
     if not (skipped := len(rows.skipped)):
         return []
     line = f"{role}: {skipped:,} of {skipped + len(rows):,} rows skipped: {_count_kinds(rows.skipped)}"
@@ -87,7 +87,7 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
 
     Args:
         folder: Folder of the file.
-        skipped: Skipped rows, each with its split (by the setting in `data`).
+        skipped: Pairs of a split, as it is named in `data`, and a skipped row.
     """
     if not skipped:
         return

@@ -9,13 +9,13 @@ BLOCK = 2**20  # values per write
 
 
 class GrowingRagged:
-    """Appends the int32 values of a ragged column to a stream, and holds the lengths of its rows in memory.
+    """Appends the int32 values of a ragged column to a stream, and keeps the lengths of its rows in memory.
 
-    While all values are equal, such as the token types of single texts, they are only counted.
+    As long as all values are equal, such as the token types of single texts, they are counted but not written.
 
     Attributes:
         count: Number of values.
-        constant: The value, while all are equal.
+        constant: The common value, as long as all values are equal. None: the values differ, or there are none yet.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -50,7 +50,7 @@ class GrowingRagged:
 
 
 def in_memory(column: GrowingRagged) -> np.ndarray:
-    """Return the values of a column in a `BytesIO` without copying, int32 of shape (values,)."""
+    """Return the values of a column whose stream is a `BytesIO`, without copying them; int32 of shape (values,)."""
     assert isinstance(column.stream, io.BytesIO)
     if column.constant is not None:
         return np.broadcast_to(np.int32(column.constant), (column.count,))

@@ -9,9 +9,10 @@ def class_repeats(labels: np.ndarray | None, oversample: float | str | None) -> 
     """Return how `training.oversample` repeats rows.
 
     Args:
-        labels: Label ids (int64 of shape (rows,)), or 0 or 1 for each label (float32 of shape (rows, labels)). The class of such
-            a row is its rarest label, as in Gupta et al. 2019, "LVIS", 1908.03195. Rows with other labels have no class.
-        oversample: The power of `Repeats`, or `balanced`, which is 1.
+        labels: Label ids, int64 of shape (rows,), or 0 or 1 for each row and label, float32 of shape (rows, labels). In the
+            second case, the class of a row is its rarest label, as in Gupta et al. 2019, "LVIS", 1908.03195. With labels of
+            other types, rows have no classes.
+        oversample: The value of the setting: the power of `Repeats`, or `balanced` for a power of 1.
 
     Returns:
         None: Oversampling is off, or rows have no classes.
@@ -74,7 +75,8 @@ class Repeats:
     def rows(self, generator: np.random.Generator) -> np.ndarray:
         """Return the row indices (int64) of an epoch, unshuffled.
 
-        Each row occurs at least once. Rows that occur once more than others of their class are drawn at random.
+        Each row occurs at least once. The numbers of occurrences within a class differ by at most one; the rows that occur once
+        more are drawn at random.
         """
         drawn = [np.flatnonzero(self.classes < 0)]
         totals = self.totals()

@@ -1,4 +1,4 @@
-"""Check and filter parallel texts: empty sides, identical sides, duplicates and unusual length ratios."""
+"""Check and filter pairs of texts: empty sides, identical sides, duplicates and unusual length ratios."""
 
 from collections.abc import Sequence
 
@@ -21,11 +21,11 @@ FILTERS = {
     "copies": ("source and target are the same text", "with the same text on both sides"),
     "duplicates": ("an earlier pair has the same texts", "equal to an earlier pair"),
     "length_ratio": (
-        f"one side is more than {MAX_RATIO:g} times as long as usual for the other, in characters",
+        f"relative to the other side, one side has more than {MAX_RATIO:g} times as many characters as usual",
         "with an unusual ratio of lengths",
     ),
 }
-"""Filters of `data.filter` in the order of application: reason and kind of the removed rows."""
+"""Reason and kind of the rows that each filter of `data.filter` removes, in the order in which the filters are applied."""
 
 
 def draw_rows(rows: int, limit: int) -> np.ndarray:
@@ -36,9 +36,9 @@ def draw_rows(rows: int, limit: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(rows, min(rows, limit), replace=False)).astype(np.int64)
 
 
-def check_pairs(rows: Rows, source: str, target: str | None, problems: Problems) -> None:
-    """Add problems for cells that are empty or not text, and for a source that is mostly identical to the target."""
-    for name in filter(None, (source, target)):
+def check_sides(rows: Rows, names: Sequence[str], problems: Problems) -> None:
+    """Report cells of these columns that are empty or not text."""
+    for name in names:
         for row, cell in enumerate(rows.columns[name]):
             if not isinstance(cell, str):
                 is_missing = plain_cell(cell) is None
@@ -48,27 +48,36 @@ def check_pairs(rows: Rows, source: str, target: str | None, problems: Problems)
             elif not cell.strip():
                 reason = "this side is empty; allowed: text (or remove the pair)"
                 problems.add_row(row, rows.bad(row, name, reason, EMPTY_SIDE))
-    if target is None or len(rows) < MIN_PAIRS:
+
+
+def check_not_copies(rows: Rows, source: str, target: str, problems: Problems) -> None:
+    """Report that most sources are identical to their targets."""
+    if len(rows) < MIN_PAIRS:
         return
     identical = _identical(rows, source, target)
     if len(identical) > MAX_IDENTICAL * len(rows) and (len(rows) >= FEW_PAIRS or len(identical) == len(rows)):
         problems.add(
-            f"{rows.where(identical[0])}: source and target are the same text in this and in {len(identical)} of {len(rows)} "
-            f"pairs; allowed: a translation (is one of the columns {source!r} and {target!r} the wrong file or column?)"
+            f"{rows.where(identical[0])}: source and target are the same text in this and in total {len(identical)} of "
+            f"{len(rows)} pairs; allowed: a translation (is one of the columns {source!r} and {target!r} the wrong "
+            "file or column?)"
         )
 
 
-def describe_pairs(rows: Rows, source: str, target: str) -> list[str]:
-    """Return lines to print before training: mean lengths, and warnings about suspicious pairs."""
+def describe_pairs(rows: Rows, source: str, target: str, parallel: bool = True) -> list[str]:
+    """Return lines to print before training: mean lengths, and warnings about suspicious pairs.
+
+    Args:
+        parallel: Whether both sides say the same, so that equal sides and unusual ratios of lengths are suspicious.
+    """
     lengths = _lengths(rows, source, target)
     means = lengths.sum(0) / max(1, len(rows))
     lines = [f"{len(rows):,} pairs, {means[0]:.0f} characters a source and {means[1]:.0f} a target on average"]
-    unusual = np.flatnonzero(_has_unusual_ratio(lengths))
     duplicates = len(rows) - len(np.unique(_pair_keys(rows, source, target)))
-    for description, suspicious in (
+    checks = (
         ("have the same text on both sides", _identical(rows, source, target)),
-        ("have an unusual ratio of lengths", unusual),
-    ):
+        ("have an unusual ratio of lengths", np.flatnonzero(_has_unusual_ratio(lengths))),
+    )
+    for description, suspicious in checks if parallel else ():
         if len(suspicious):
             places = "; ".join(rows.where(int(row)) for row in suspicious[:SHOWN])
             more = " ..." if len(suspicious) > SHOWN else ""

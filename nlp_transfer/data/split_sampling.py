@@ -1,4 +1,4 @@
-"""Draw the rows of a split: stratified, seeded, with equal inputs kept together; and count inputs that repeat."""
+"""Draw stratified, seeded samples and splits of rows, and count repeated inputs. Rows with equal inputs are kept together."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def describe_repeats(keys: dict[str, np.ndarray], exact: Callable[[str], np.ndar
 
     Args:
         keys: Keys of each split; see `input_keys`.
-        exact: Returns the keys of a split without normalization, to count near duplicates. None: do not count them.
+        exact: Returns the keys of the inputs of a split without normalization. None: do not count near duplicates.
     """
     notes = []
     for role, split_keys in keys.items():
@@ -66,7 +66,8 @@ def split_off(
     """Split off a stratified share of the rows.
 
     Rows with the same key, or the same normalized value in the column `group`, form a unit that is never divided. In each
-    stratum, units are taken in random order if they bring the stratum closer to `share`. At least one unit of a stratum remains.
+    stratum, the units are visited in random order, and a unit is split off if this brings the stratum closer to `share`. At
+    least one unit of each stratum remains.
 
     Args:
         strata: Stratum of each row, int of shape (rows,).
@@ -76,7 +77,7 @@ def split_off(
         Indices (int64, ascending) of the remaining rows and of the split-off rows.
     """
     unit_of = _units(keys, rows.columns[group] if group else None)
-    # Arrays, not a list per unit: nearly every row of a large corpus is a unit.
+    # Arrays instead of a list for each unit, since most units of a large corpus are single rows.
     order = np.argsort(unit_of, kind="stable")
     starts = np.flatnonzero(np.diff(unit_of[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
@@ -88,7 +89,7 @@ def split_off(
     grouped = np.argsort(stratum_of, kind="stable")
     generator = np.random.default_rng(seed)
     selected: list[np.ndarray] = [np.zeros(0, np.int64)]
-    remainder = 0.0  # rounding error, carried over so that many tiny classes together contribute their share
+    remainder = 0.0  # rounding error, carried over so that many tiny classes contribute their share in total
     for units in np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1):
         sizes = (ends - starts)[units].tolist()
         target = sum(sizes) * share + remainder

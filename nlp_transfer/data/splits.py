@@ -23,7 +23,7 @@ from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
 UNLABELLED = "unlabelled"
 MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS = 20, 3  # for a reliable selection of the best weights
-NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings in `training` that ask for a validation split
+NEED_VALIDATION = ("early_stopping", "best_metric", "evaluate_every")  # settings in `training` that need a validation split
 
 
 TaskType = TypeVar("TaskType", bound=Any)  # a subclass of `nlp_transfer.tasks.Task`, which this layer cannot import
@@ -37,7 +37,7 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     """Lines to print for the user."""
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)
-    """Skipped rows, each with its split, named as in `data`."""
+    """Pairs of a split, as it is named in `data`, and a skipped row."""
     validation_share: float | None = None
     """The resolved `data.validation_share`; None if `data.validation` is set."""
 
@@ -52,7 +52,7 @@ class Splits:
         return [name for name in self.rows if name != UNLABELLED]
 
     def provenance(self) -> dict[str, str]:
-        """Return the SHA-256 of each file under its path, and the revision of each hub source under `hub:SOURCE`."""
+        """Return a mapping from file paths to SHA-256 hashes, and from `hub:SOURCE` to the revision of each hub source."""
         origins: dict[str, str] = {}
         for rows in self.rows.values():
             origins |= rows.hashes
@@ -71,8 +71,8 @@ def read_splits(
             `NEED_VALIDATION` have the same effect.
 
     Returns:
-        The splits, and the task with its labels. These come from the training rows, or from the settings of the task if there
-        are no training rows.
+        The splits, and the task with its labels. The labels come from the training rows, or from the settings of the task if
+        there are no training rows.
 
     Raises:
         UserError: Lists the problems of all splits.
@@ -81,7 +81,7 @@ def read_splits(
     problems = Problems("data")
     check_shares(data, problems)
     problems.raise_if_any()
-    kept = _KEPT.get(_key(data, task, training))
+    kept = _KEPT.get(_key(data, task, training) or "")
     provided, task = ({**kept[0]}, kept[1]) if kept else read_sources(data, task, training)
     skipped = [(role, bad) for role, rows in provided.items() for bad in sorted(rows.skipped, key=lambda bad: bad[:2])]
     splits = Splits({}, [note for role, rows in provided.items() for note in describe_skipped(role, rows)], skipped)
@@ -114,7 +114,7 @@ def read_splits(
         splits.notes.append(f"{role}: {len(chosen)} rows set aside from train (stratified, seed {seed})")
         if is_small:
             splits.notes.append(
-                f"warning: validation: its {len(chosen)} rows (fewer than {least}) select the best weights; "
+                f"warning: validation: only {len(chosen)} rows (fewer than {least}) select the best weights; "
                 "their metrics are uncertain"
             )
     if data.validation is None and data.train is not None:
@@ -161,23 +161,28 @@ def read_sources(data: DataConfig, task: TaskType, training: TrainingConfig) -> 
 
 
 _KEPT: dict[str, tuple[dict[str, Rows], Any]] = {}
-"""Rows by source, and the task fitted to them, by the settings that they depend on."""
+"""The rows of each source and the task fitted to them. The key contains the settings on which they depend."""
 
 
 def keep_rows(data: DataConfig, task: Any, training: TrainingConfig) -> None:
-    """Read and check the rows now, once for all later calls of `read_splits` with these settings in this process and its forks.
+    """Read and check the rows now. Later calls of `read_splits` with these settings, in this process and its forks, reuse them.
 
-    Shares, shots and the seed may differ.
+    Those calls may have other shares, shots and seeds.
 
     Raises:
         UserError: Lists the problems of all sources.
     """
-    _KEPT[_key(data, task, training)] = read_sources(data, task, training)
+    if (key := _key(data, task, training)) is not None:
+        _KEPT[key] = read_sources(data, task, training)
 
 
-def _key(data: DataConfig, task: Any, training: TrainingConfig) -> str:
+def _key(data: DataConfig, task: Any, training: TrainingConfig) -> str | None:
+    """Return the settings on which the rows depend, as JSON. None: a source is an object in memory."""
     settings = [data.model_dump(exclude={"shots", "validation_share", "test_share"}), training.model_dump(exclude={"seed"})]
-    return json.dumps([task.document(), *settings], default=lambda value: f"{type(value).__name__} at {id(value)}")
+    try:
+        return json.dumps([task.document(), *settings])
+    except TypeError:
+        return None
 
 
 def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig, problems: Problems) -> tuple[TaskType, Rows]:
@@ -203,7 +208,7 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig
 def _without_validation(share: float, size: int, rows: int, minimum: int) -> str:
     """Return the note for a run without a validation split."""
     return (
-        f"validation: none; a stratified {share:g} of {rows:,} rows is {size} rows, and fewer than {minimum} are too few to "
+        f"validation: none; a share of {share:g} of {rows:,} rows is {size} rows, and at least {minimum} are needed to "
         "select the best weights. All rows are used for training, and the last weights are kept. For a validation split, set "
         "data.validation, or data.validation_share to a number"
     )
@@ -212,7 +217,7 @@ def _without_validation(share: float, size: int, rows: int, minimum: int) -> str
 def input_texts(task: Any, rows: Rows) -> Iterator[str]:
     """Yield the input of each row as one text.
 
-    The separator between columns has a space on each side: normalization collapses repeated spaces, so those at the ends of a
+    The separator between columns has a space on each side. Normalization collapses repeated spaces, so spaces at the ends of a
     cell make no difference.
     """
     columns = [rows.columns[name] for name in task.inputs]

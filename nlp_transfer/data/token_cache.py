@@ -34,7 +34,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import default_cache
 
 CachePolicy = Literal["auto", "disk", "none"]
-MIN_ROWS = 2000  # smaller tables are not cached by default: encoding takes 0.1 seconds, reading 0.01
+MIN_ROWS = 2000  # smaller tables are not cached by default: encoding takes 0.1 seconds, reading from the cache 0.01
 MAX_BYTES, MAX_ENTRIES = 8 * 2**30, 1000  # limits of the cache; the least recently used entries are removed first
 LOCK_TIMEOUT = 3600.0  # seconds to wait for another process that encodes the same rows
 DAY = 86400  # seconds
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def is_cached(rows: Rows, policy: CachePolicy) -> bool:
-    """Return whether the policy caches the tokens of these rows."""
+    """Return whether tokens of the rows are cached under the policy."""
     return policy == "disk" or (policy == "auto" and len(rows) >= MIN_ROWS)
 
 
@@ -82,7 +82,7 @@ def cached_table(
             return table
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # tokens can be converted back to text
         with _locked(folder, name):
-            table = _read(folder)  # another process may have written it meanwhile
+            table = _read(folder)  # another process may have written the entry in the meantime
             if table is None:
                 _write(folder, rows, encode)
                 table = _read(folder, check=False)
@@ -94,7 +94,7 @@ def cached_table(
 
 
 def fingerprint(rows: Rows, inputs: Mapping[str, Any]) -> str | None:
-    """Return the name of a cache entry: a hash of rows, settings and versions. None if a cell is not JSON."""
+    """Return the name of a cache entry: a hash of rows, settings and versions. None if a cell cannot be converted to JSON."""
     versions = (_code_hash(), transformers.__version__, tokenizers.__version__)
     digest = hashlib.sha256(json.dumps([versions, inputs], sort_keys=True).encode())
     try:
@@ -133,7 +133,7 @@ def _write(folder: Path, rows: Rows, encode: Encode) -> None:
         _fill(temporary, rows, encode)
         os.rename(temporary, folder)
     except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # these two: another process has written the same entry
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # with these two, another process has written the same entry
             raise
     finally:
         remove(temporary)
@@ -181,7 +181,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _read(folder: Path, check: bool = True) -> TokenTable | None:
-    """Return the table in a folder, or None. Removes a damaged entry."""
+    """Return the table in a folder, or None if it does not exist or is damaged. Removes a damaged entry."""
     if not folder.is_dir():
         return None
     try:
@@ -251,7 +251,7 @@ def prune(root: Path, newest: Path) -> None:
 
     Args:
         root: Folder of the cache.
-        newest: This entry is not removed.
+        newest: The newest entry, which is not removed.
     """
     entries = []
     for path in root.iterdir():

@@ -77,7 +77,8 @@ class Ragged:
         return Ragged(self.values[positions], offsets)
 
     def _positions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions in `values` (int64) and a mask of real cells (bool), both of shape (len(indices), longest row)."""
+        """Return positions in `values` (int64) and a mask that excludes padding (bool), both of shape (len(indices), longest
+        row)."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
         columns = np.arange(int(lengths.max(initial=1)))
         inside = columns < lengths[:, None]
@@ -92,15 +93,17 @@ class TokenTable:
     """The encoded rows of a split.
 
     Attributes:
-        ragged: Token columns, including `input_ids`. With a column `windows`, the tokens of a row form several model inputs:
-            it holds their lengths, and the other columns hold the windows of a row one after the other.
-        dense: Numeric columns with `rows` as their first dimension: `labels` (int64, or float32 per label), and `target_...`
-            for the loss.
+        ragged: Token columns, including `input_ids`. If there is a column `windows`, the tokens of a row are divided into
+            several model inputs, the windows. This column contains the lengths of the windows; the other columns contain the
+            windows of a row one after the other.
+        dense: Numeric columns of shape (rows, ...): `labels` (int64, or one float32 per label), and columns `target_...` for the
+            loss.
         fill: The padding value of each ragged column.
         truncated: Number of truncated rows.
         texts: Columns of texts, or other JSON values, for predictions and metrics; not passed to the model.
         cached: Outputs of the frozen layers (`models/cached_features.py`): a vector per row, or hidden states per token.
-        sides: Ragged columns that are padded separately, such as input and target, whose lengths count.
+        sides: Names of the ragged columns that are padded separately, such as input and target. The length of a row is the sum
+            of their lengths.
     """
 
     ragged: dict[str, Ragged]
@@ -131,7 +134,7 @@ class TokenTable:
 
     @property
     def repeats(self) -> Repeats | None:
-        """Number of occurrences of each row in an epoch; None: once. Subclasses override this."""
+        """Number of occurrences of each row in an epoch; None: each row occurs once. Subclasses override this."""
         return None
 
     @cached_property
@@ -144,7 +147,7 @@ class TokenTable:
         return {name: Ragged(column.values, offsets) for name, column in self.ragged.items() if name != WINDOWS}
 
     def _padded(self, indices: np.ndarray, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-        """Return ragged columns of the rows at `indices`, padded, and the windows of these rows (int64)."""
+        """Return padded ragged columns of the rows at `indices`, and the indices of their windows (int64)."""
         columns, windows = self._by_window, indices
         batch: dict[str, torch.Tensor] = {}
         if WINDOWS in self.ragged:
@@ -159,7 +162,8 @@ class TokenTable:
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """Return the rows at `indices`, padded to the longest one, and their `attention_mask`.
 
-        If rows have windows, the batch has a row for each window, and `target_row` is the position of its row in `indices`.
+        If the table has windows, the batch has a row for each window. For each of them, `target_row` is the position in
+        `indices` of the row that contains the window.
         """
         batch, windows = self._padded(indices, self.ragged)
         offsets = self._by_window["input_ids"].offsets
@@ -216,7 +220,7 @@ def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Move a batch to `device`; copies to a CUDA GPU are asynchronous.
 
-    float64 columns (regression targets) stay on the CPU on devices other than CUDA, since MPS has no float64.
+    If the device is not CUDA, float64 columns (regression targets) stay on the CPU, since MPS has no float64.
     """
     if device.type == "cuda":
         return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -235,7 +239,8 @@ class Features:
         texts: Arrays of objects of shape (rows,): texts, or other JSON values, for predictions and metrics.
         truncated: Number of truncated rows.
         sides: See `TokenTable`.
-        key: As JSON, what determines the features besides the rows, the task's settings and the tokenizer. None: unknown.
+        key: Everything that determines the features, except the rows, the task's settings and the tokenizer, as JSON. None:
+            unknown.
     """
 
     ragged: Mapping[str, Ragged | list[list[int]]]
@@ -248,7 +253,7 @@ class Features:
 
 
 Encode = Callable[[dict[str, list[Any]]], Features]
-"""Function of columns that returns their features."""
+"""A function that encodes rows, given as columns, and returns their features."""
 
 
 def encoded_blocks(rows: Rows, encode: Encode, size: int = 1000) -> Iterator[tuple[dict[str, Ragged], Features]]:
@@ -312,7 +317,7 @@ def _by_call(tokenizer: Any, texts: Sequence[list[str]], names: Iterable[str], l
     encoded = tokenizer(*texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
     long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > limit]
     columns = {name: list(encoded[name]) for name in names if name in encoded}
-    if long:  # encode only these again, with truncation
+    if long:  # encode only the long rows again, with truncation
         shorter = [[cells[row] for row in long] for cells in texts]
         again = tokenizer(*shorter, truncation=True, max_length=limit, padding=False, return_attention_mask=False)
         for name, values in columns.items():

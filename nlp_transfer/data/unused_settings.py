@@ -21,7 +21,7 @@ _BY_EXTENSION = {
 
 @dataclass
 class Unused:
-    """Settings of the user without effect: reasons by dotted name.
+    """Settings without effect that the user set. The attributes map the dotted name of each setting to the reason.
 
     Attributes:
         refused: Settings that contradict the strategy.
@@ -36,7 +36,8 @@ def find_unused(config: RunConfig, task: Any, strategy: Any, nested: Mapping[str
     """Return the settings without effect that the user changed from their defaults.
 
     Args:
-        nested: Data and task of each additional task in the strategy's settings, by dotted name.
+        nested: Data and task of each additional task in the strategy's settings. The key is the dotted name of the additional
+            task.
     """
     unused = Unused()
     set_by_user = given_fields(config.data, "data") | given_fields(config.training, "training") | given_fields(task, "task")
@@ -60,13 +61,13 @@ def find_unused(config: RunConfig, task: Any, strategy: Any, nested: Mapping[str
 
 
 def unused_by_strategy(data: DataConfig, task: Any, strategy: Any) -> dict[str, str]:
-    """Return the settings that have no effect with a strategy: the reason by dotted name."""
+    """Return the settings that have no effect with a strategy, as a mapping from their dotted names to the reasons."""
     strategy.check(data, task, checked := Problems())
     return checked.unused
 
 
 def without_effect(config: RunConfig, task: Any, strategy: Any) -> dict[str, str]:
-    """Return all settings of `data`, `training` and `task` without effect, set or not: reasons by dotted name."""
+    """Return the settings in `data`, `training` and `task` that would have no effect if the user set them, with the reasons."""
     training = config.training
     reasons = _unused_data(config.data, "data", strategy.traits.uses_unlabelled)
     reasons |= unused_fields(training, "training") | unused_fields(task, "task") | unused_by_strategy(config.data, task, strategy)
@@ -111,10 +112,10 @@ def _format_settings(source: Any) -> Iterable[str]:
         return ()
     try:
         inner = wheels.parse(str(source)).path if wheels.is_wheel(str(source)) else str(source)
-    except UserError:  # reported when it is read
+    except UserError:  # reported when the source is read
         return FORMAT
     path = expand(inner)
-    if inner == str(source) and (os.path.isdir(path) or has_lines(path)):  # class folders of text files
+    if inner == str(source) and (os.path.isdir(path) or has_lines(path)):  # class folders, or a text file
         return _BY_EXTENSION[".txt"]
     if extension := format_of(path):
         return _BY_EXTENSION[extension]

@@ -1,8 +1,8 @@
-"""Plan windows, the rows of each optimizer step over all processes, and divide them into micro-batches.
+"""Plan windows and divide them into micro-batches. A window is the rows of one optimizer step in all processes.
 
 The plan of an epoch depends only on the seed and the epoch, so a run resumes from two integers, epoch and window, at constant
-cost. A window is planned for all processes and then divided by process and micro-batch: 1 x 32, 4 x 8 and 2 processes x 16 see
-the same rows in the same step.
+cost. A window is planned for all processes and then divided among processes and micro-batches. One micro-batch of 32 rows, four
+of 8 rows, and two processes with 16 rows each therefore see the same rows in the same step.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from nlp_transfer.data.oversampling import Repeats
 
-BUCKET = 200  # windows in which rows are sorted by length: little padding, and still well shuffled
+BUCKET = 200  # number of windows whose rows are sorted together by length: little padding, but still well shuffled
 BLUR = 0.25  # relative noise on lengths before sorting, to separate the copies of repeated rows
 
 
@@ -27,7 +27,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Window:
-    """Row indices (int64) of one optimizer step over all processes: window `index` of `of` in its epoch."""
+    """Row indices (int64) of one optimizer step in all processes.
+
+    `index` counts from 0, and `of` is the number of windows in the epoch.
+    """
 
     epoch: int
     index: int
@@ -45,10 +48,10 @@ class WindowPlan:
         accumulation: Micro-batches per process and window.
         batch_tokens: Padded tokens per process and micro-batch. Overrides `batch_size`.
         side_lengths: Lengths of the sides that are padded separately, such as source and target; int64 of shape (rows, sides).
-            None: `lengths`.
-        repeats: Number of occurrences of each row in an epoch; None: once.
-        phase: Index of the training phase. Each phase has another order; otherwise, phases shorter than an epoch would all see
-            the same rows.
+            None: the same as `lengths`.
+        repeats: Number of occurrences of each row in an epoch; None: each row occurs once.
+        phase: Index of the training phase. Each phase shuffles differently: with the same order, all phases shorter than an
+            epoch would see the same rows.
     """
 
     lengths: np.ndarray
@@ -64,7 +67,7 @@ class WindowPlan:
     def windows(self, epoch: int) -> list[np.ndarray]:
         """Return the row indices (int64) of each window of an epoch.
 
-        Every row occurs once, or as defined by `repeats`. The last window may be short.
+        Every row occurs once, or as often as `repeats` defines. The last window may be short.
         """
         generator = np.random.default_rng([self.seed, epoch, self.phase] if self.phase else [self.seed, epoch])
         order = generator.permutation(len(self.lengths) if self.repeats is None else self.repeats.rows(generator))
@@ -126,11 +129,11 @@ class WindowPlan:
         Args:
             window: Row indices (int64).
             process: Rank of the process.
-            pieces: Divides each micro-batch into this many, if it has enough rows.
+            pieces: Number of parts into which each micro-batch is divided, if it has enough rows.
         """
         rows = -(-len(window) // self.processes)
         number = min(self.accumulation, rows)
-        if self.batch_tokens is not None:  # rounding up could add one row too many
+        if self.batch_tokens is not None:  # `rows / number` is rounded up, which could exceed `batch_tokens`
             most_rows = max(1, self.batch_tokens // int(self.lengths[window].max()))
             number = max(number, -(-rows // most_rows))
         number = min(number * pieces, rows)
@@ -187,7 +190,10 @@ def inference_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Return batches of row indices with at most `tokens` padded tokens, the longest first. A longer row gets its own batch."""
+    """Return batches of row indices with at most `tokens` padded tokens, the longest rows first.
+
+    A row with more than `tokens` tokens is a batch by itself.
+    """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):

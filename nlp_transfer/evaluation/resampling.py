@@ -12,14 +12,14 @@ import numpy as np
 
 from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer, Sums
 
-RESAMPLES, FEW_RESAMPLES = 1000, 200  # few for more than `MANY_ROWS` rows, and for metrics that are not functions of sums
+RESAMPLES, FEW_RESAMPLES = 1000, 200  # fewer if there are more than `MANY_ROWS` rows, or if the metric is not a function of sums
 MANY_ROWS = 20_000
-CHUNK = 100  # resamples computed at once; takes memory for CHUNK x rows counts
+CHUNK = 100  # number of resamples computed at once; CHUNK x rows counts must fit in memory
 
 
 @dataclass(frozen=True)
 class ScoredSplit:
-    """Predictions of a run for a split, and its references; arrays whose first dimension is rows."""
+    """Predictions of a run for a split, and the references of the split. The first dimension of each array is rows."""
 
     predictions: Arrays
     references: Arrays
@@ -34,7 +34,7 @@ class ResampledMetric:
     Args:
         scorer: The scorer of the task.
         metric: Key of the metric.
-        splits: The splits of several runs, which determine the number of resamples.
+        splits: The splits of several runs. Their size determines the number of resamples.
 
     Attributes:
         bounds: Smallest and largest possible value.
@@ -79,7 +79,7 @@ class ResampledMetric:
 
 
 def resample_rows(rows: int, resamples: int, stream: int) -> Iterator[np.ndarray]:
-    """Draw `resamples` samples of row indices with replacement, each int64 of shape (rows,), with a fixed seed."""
+    """Draw `resamples` samples of row indices with replacement. Each is int64 of shape (rows,). The seed is fixed."""
     generator = np.random.default_rng([1, rows, stream])
     return (generator.integers(rows, size=rows) for _ in range(resamples))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nlp_transfer.utils.console import number
 
-SIGNIFICANT, INDISTINGUISHABLE = 0.05, 0.5  # p-values: below the first; equal to or above the second
+SIGNIFICANT, INDISTINGUISHABLE = 0.05, 0.5  # a p-value below the first; a p-value equal to or above the second
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Candidate:
     seconds: float
     stored_bytes: int
     p: float | None = None
-    """P-value of the paired test against the best strategy. None: the best strategy itself, or fewer than two common seeds."""
+    """P-value of the paired test against the best strategy. None for the best strategy, or with fewer than two common seeds."""
     seeds: int = 1
     """Number of seeds."""
 
@@ -25,16 +25,17 @@ class Candidate:
 def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: str, compared: int | None = None) -> str:
     """Recommend the strategy with the best mean metric, or a cheaper one that is equally good.
 
-    With three or more seeds, strategies whose `p` is at least 0.5 count as equally good; such a difference is about one standard
-    error or less, as in the one-standard-error rule (Breiman et al. 1984). The fastest of them to train is recommended, and the
-    smallest if several are equally fast. The text says whether the lead is uncertain (`p` of at least 0.05, or no test).
+    With three or more seeds, strategies whose `p` is at least 0.5 count as equally good as the best one: they differ from it by
+    about one standard error or less, as in the one-standard-error rule (Breiman et al. 1984). Of these, the fastest to train is
+    recommended, or the smallest if several are equally fast. The text says whether the lead is uncertain (`p` is at least 0.05,
+    or there is no test).
 
     Args:
         candidates: the first one is the baseline.
         metric: name of the metric.
         higher: whether higher values are better.
         split: name of the split that the metric was computed on.
-        compared: the number of compared strategies, including those without metrics.
+        compared: number of compared strategies, including those without metrics.
 
     Returns:
         The sentence.
@@ -57,7 +58,7 @@ def advise(candidates: Sequence[Candidate], metric: str, higher: bool, split: st
     if cheapest is not best:
         text = (
             f"Take {cheapest.label}: with {metric} {show(cheapest.value)} on {split} it is not measurably worse than the best, "
-            f"{best.label} ({show(best.value)}, {_p(cheapest)}), and it is the cheapest of these ({_cost(cheapest)}; "
+            f"{best.label} ({show(best.value)}, {_p(cheapest)}), and it is the cheapest of these strategies ({_cost(cheapest)}; "
             f"{best.label}: {_cost(best)})"
         )
     elif equal:

@@ -38,7 +38,7 @@ FULL_TABLE_WIDTH = 130  # columns of the terminal
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison: a row for each strategy and number of shots, and the advice."""
+    """A finished comparison, with a row for each strategy and number of shots, and the advice."""
 
     output_dir: Path
     rows: list[SummaryRow]
@@ -67,19 +67,19 @@ def compare(
 
     Args:
         config: as for `fine_tune`; `settings` override it.
-        strategies: names, settings by name, or lists of these. The first strategy is the baseline.
-        shots: numbers of training rows per label, one for each point of the learning curves; `"all"` or None: all rows.
-        rates: factors to try on each strategy's default learning rate. The best one on validation with the first seed is used for
-            all seeds.
-        output_dir: None: the `output_dir` of the settings, followed by `-comparison`.
-        keep_models: keep the models of the runs. Their predictions are always kept.
-        verbose: show the output of the runs.
+        strategies: each is a name, a mapping with a name and settings, or a list of these. The first one is the baseline.
+        shots: numbers of training rows per label, one for each point of the learning curves. `"all"` or None means all rows.
+        rates: factors to try on each strategy's default learning rate. The factor with the best validation metric for the first
+            seed is used for all seeds.
+        output_dir: output folder. None means the `output_dir` of the settings, followed by `-comparison`.
+        keep_models: whether to keep the models of the runs. Predictions are always kept.
+        verbose: whether to show the output of the runs.
 
     Returns:
-        The rows of the table and the advice. `output_dir` holds them as `comparison.csv`, `.json` and `.html`.
+        The rows of the table and the advice. They are also written to `output_dir`, as `comparison.csv`, `.json` and `.html`.
 
     Raises:
-        UserError: a setting or the data is invalid, or `output_dir` holds a comparison with other settings.
+        UserError: a setting or the data is invalid, or `output_dir` contains a comparison with other settings.
     """
     if world_size() > 1:
         raise UserError(f"compare: found WORLD_SIZE={world_size()}; allowed: a single process, which starts the runs")
@@ -132,14 +132,14 @@ def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: 
     """Check that earlier runs in the folder have the same settings and data, so that they belong in one table.
 
     Args:
-        run: any run of the comparison, for the settings that all runs share.
+        run: any run of the comparison; only settings that all runs share are used.
         strategies: the settings of each strategy by label.
 
     Raises:
-        UserError: they differ; lists all differences.
+        UserError: settings or data differ. The message lists all differences.
     """
     problems = Problems(
-        f"--output: {folder} holds a comparison with other settings; use another folder, or restore these settings"
+        f"--output: {folder} contains a comparison with other settings; use another folder, or restore these settings"
     )
     config = run.config
     current: Document = {
@@ -199,10 +199,10 @@ class _Runner:
     """Executes the runs of a plan one after the other and prints progress.
 
     Attributes:
-        first: the resolved run of the first strategy, for the settings that all runs share.
+        first: the resolved run of the first strategy, of which only settings that all runs share are used.
         strategies: the settings of each strategy by label.
         number: number of the current run, counted from 1.
-        done: number of runs executed by this call; `seconds`: their total duration.
+        done: number of runs that this call has executed; `seconds` is their total duration.
         failed: name and error of each run that crashed.
     """
 
@@ -219,7 +219,7 @@ class _Runner:
 
     @property
     def metric(self) -> str:
-        """The metric that strategies and rates are compared by."""
+        """The metric by which strategies and rates are compared."""
         return self.first.task.scorer.compare_by(self.first.config.training.best_metric)
 
     def run_all(self) -> Chosen:
@@ -233,7 +233,7 @@ class _Runner:
                     runs = [PlannedRun(variant, shots, seed, rate) for rate in rates]
                     chosen[variant.label, shots, seed] = best = max(((run, self.execute(run)) for run in runs), key=self.rank)
                     if len(rates) > 1 and best[1].result is not None:
-                        say(f"{variant.label}: validation chose {best[0].rate:g} times its default learning rate")
+                        say(f"{variant.label}: {best[0].rate:g} times its default learning rate is best on validation")
         return chosen
 
     def rank(self, finished: tuple[PlannedRun, Outcome]) -> tuple[bool, float, float]:

@@ -29,11 +29,11 @@ def write_page(path: Path, summary: Summary, seeds: Sequence[int]) -> None:
         "comparison.html", title=title, advice=summary.advice, head=head, rows=rows, notes=notes(summary, seeds, with_shots),
         plots=_plots(summary, ranked, title, with_shots),
     )  # fmt: skip
-    write_bytes(path, page.encode(errors="replace"))  # command-line arguments may hold bytes that are not UTF-8
+    write_bytes(path, page.encode(errors="replace"))  # command-line arguments may contain bytes that are not UTF-8
 
 
 def _plots(summary: Summary, ranked: Sequence[SummaryRow], title: str, with_shots: bool) -> list[tuple[str, Markup]]:
-    """Draw the plots and return them with their headings: intervals and costs at the most shots, and learning curves."""
+    """Return the plots and their headings: intervals and costs at the largest number of shots, and learning curves."""
     labels = list(dict.fromkeys(row.label for row in summary.rows))
 
     def point(row: SummaryRow, x: float | None) -> Point:

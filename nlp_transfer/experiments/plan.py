@@ -24,7 +24,7 @@ BEST_METRIC = "training.best_metric"  # has an effect even without validation, b
 
 @dataclass(frozen=True)
 class Variant:
-    """A compared strategy: a short label, and the document with its settings."""
+    """A compared strategy, with a short label and the document of its settings."""
 
     label: str
     document: Any
@@ -43,7 +43,7 @@ class PlannedRun:
     """Training rows per label. None: all rows."""
     seed: int
     rate: float = 1.0
-    """Factor on the strategy's default learning rate."""
+    """Factor by which the strategy's default learning rate is multiplied."""
 
     @property
     def name(self) -> str:
@@ -110,7 +110,7 @@ def make_plan(
         raw: the settings that all runs share, and defaults for strategies.
 
     Raises:
-        UserError: settings or arguments are invalid; lists all problems.
+        UserError: settings or arguments are invalid. The message lists all problems.
     """
     problems = Problems("compare")
     data, with_shots = raw.get("data"), shots is not None
@@ -127,7 +127,7 @@ def make_plan(
     if rates is not None:
         _check_rates(raw, problems)
     runs = _resolve_all(raw, plan, problems)
-    for run in runs[:1]:  # with metrics of the user, `resolve` does not check it
+    for run in runs[:1]:  # `resolve` does not check best_metric if there are user metrics
         check_best_metric(run.config.training.best_metric, run.task, problems)
     if len(plan.rates) > 1 and any(run.strategy.traits.takes_steps for run in runs):
         _check_rows_for_rates(runs[0].config.data, problems)
@@ -141,7 +141,7 @@ def make_plan(
 
 
 def _unused_lines(raw: Document, plan: Plan, runs: list[Run], with_shots: bool) -> list[str]:
-    """Return a line for each setting without effect. It names the strategies, unless the setting has no effect under any."""
+    """Return a line for each setting without effect. It names the strategies that do not use the setting, unless none uses it."""
     training, data, strategy = (raw.get(part) or {} for part in ("training", "data", "strategy"))
     unused = {"training.seed": "--seeds replaces it"} if training.get("seed") else {}
     if with_shots and data.get("shots"):
@@ -163,7 +163,7 @@ def _unused_lines(raw: Document, plan: Plan, runs: list[Run], with_shots: bool) 
 
 
 def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
-    """Resolve one run per strategy. A problem that all strategies share is reported once, as a problem of the document."""
+    """Resolve one run per strategy. A problem of all strategies is reported once, as a problem of the shared settings."""
     for name in ("data", "training"):
         if not isinstance(raw.get(name, {}), Mapping):
             problems.add(f"{name}: found {shorten(raw[name])}; allowed: settings by name")
@@ -211,7 +211,7 @@ def _check_rows_for_rates(data: DataConfig, problems: Problems) -> None:
 
 
 def _numbers(name: str, arguments: Any, parse: Any, allowed: str, problems: Problems) -> list[Any]:
-    """Parse a list of numbers. Invalid values, duplicates and an empty list are problems."""
+    """Parse a list of numbers. Report invalid values, duplicates and an empty list as problems."""
     if isinstance(arguments, (str, bytes)) or not isinstance(arguments, Sequence) or not arguments:
         problems.add(f"--{name}: found {shorten(arguments)}; allowed: a list of {allowed}")
         return []
@@ -250,7 +250,7 @@ def read_strategies(arguments: Any, base: Any, problems: Problems) -> list[Varia
     """Parse the values of --strategies.
 
     Args:
-        arguments: names, mappings such as `{name: partial, frozen_layers: all}`, or several of these joined by +.
+        arguments: names, mappings such as `{name: partial, frozen_layers: all}`, or combinations of these joined by +.
         base: the strategy in the settings file. Its settings are the defaults of a strategy with the same name.
     """
     if isinstance(arguments, (str, bytes, Mapping)) or not isinstance(arguments, Sequence) or not arguments:
@@ -300,7 +300,7 @@ def _parts(item: Any) -> list[dict[str, Any]]:
 
 
 def label_of(part: Mapping[str, Any]) -> str:
-    """Return a label with the name and settings of a strategy. Long settings are replaced by a hash, stable across calls."""
+    """Return a label with the name and settings of a strategy. Long settings are replaced by a hash that is always the same."""
     settings = {name: value for name, value in part.items() if name != "name"}
     if not settings:
         return str(part["name"])

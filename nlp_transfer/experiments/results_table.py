@@ -1,4 +1,4 @@
-"""The table of a comparison: for the terminal and the HTML page, and as CSV and JSON files."""
+"""The table of a comparison, as text for the terminal and the HTML page, and as CSV and JSON files."""
 
 import csv
 import io
@@ -18,8 +18,8 @@ def table(summary: Summary, with_shots: bool, brief: bool = False) -> tuple[list
     The p-values are those of the tests against the first strategy, and against the best one if it is not the first.
 
     Args:
-        with_shots: include the number of training rows per label.
-        brief: omit columns that do not fit on a narrow terminal.
+        with_shots: whether to include the number of training rows per label.
+        brief: whether to omit columns that do not fit on a narrow terminal.
     """
     two_tests = any(row.p_best != row.p for row in summary.rows)
     columns: list[tuple[bool, str, Callable[[SummaryRow], str]]] = [
@@ -44,7 +44,7 @@ def table(summary: Summary, with_shots: bool, brief: bool = False) -> tuple[list
 
 
 def notes(summary: Summary, seeds: Sequence[int], with_shots: bool) -> list[str]:
-    """Return the notes below the table: seeds, tests, the split, and why rows have no metrics."""
+    """Return the notes below the table, on seeds, tests, the split, and rows without metrics."""
     first = summary.rows[0].label
     if len(seeds) > 1:
         lines = [

@@ -1,12 +1,13 @@
 """A server process that forks for each run of a comparison.
 
-The server imports the toolkit once for all runs. A process per run measures the peak memory of that run, and keeps a crash from
-ending the others. It also reads the data once for all runs. The server reads each job as a pickle from standard input and writes
-its reply as a pickle to standard output. If standard input is closed because the command has ended, the current run is killed.
+The server imports the toolkit and reads the data once for all runs. Each run has a separate process, so that its peak memory can
+be measured and a crash does not end the other runs. The server reads each job as a pickle from standard input and writes its
+reply as a line of JSON to standard output. If standard input is closed because the command has ended, the current run is killed.
 
 On systems without fork, a server executes one job and exits.
 """
 
+import json
 import os
 import pickle
 import shutil
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from nlp_transfer.data.splits import Splits, keep_rows, read_splits
+from nlp_transfer.data.splits import keep_rows, read_splits
 from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS_FILE
 from nlp_transfer.fine_tune import FineTuned, fine_tune
 from nlp_transfer.run.resolve import resolve
@@ -36,7 +37,7 @@ from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.environment import finish_output
 from nlp_transfer.utils.errors import UserError
 
-MAX_SCORE_BYTES = 64 * 2**20  # per split; larger scores are not saved, so metrics that need them cannot be compared
+MAX_SCORE_BYTES = 64 * 2**20  # bytes per split; larger scores are not saved, so metrics that need them cannot be compared
 
 
 def serve() -> None:
@@ -59,24 +60,22 @@ def serve() -> None:
         else:
             end_with_input()
             reply = _run_job(job)
-        with open(replies, "wb", closefd=False) as stream:
-            pickle.dump(reply, stream)
+        os.write(replies, f"{json.dumps(reply)}\n".encode())
         if not hasattr(os, "fork"):
             return
 
 
-def _read(read: Document, seed: int, needs_validation: bool) -> Splits | str:
-    """Read the data of a run for all runs that are forked later; return the splits without their cells, or a message."""
+def _read(read: Document, seed: int, needs_validation: bool) -> dict[str, Any]:
+    """Read the data of a run for all runs that are forked later; describe the splits without their rows, or the error."""
     with interruptible():
         try:
             run = resolve(read, shared=True)
             keep_rows(run.config.data, run.task, run.config.training)
             splits, _ = read_splits(run.config.data, run.task, run.config.training, seed, needs_validation)
         except UserError as error:
-            return str(error)
-    nothing = np.zeros(0, np.int64)
-    rows = {name: replace(rows, columns={}, file_of=nothing, position=nothing) for name, rows in splits.rows.items()}
-    return replace(splits, rows=rows)
+            return {"error": str(error)}
+    origins = {name: [rows.files[:1], rows.hashes, rows.revision] for name, rows in splits.rows.items()}
+    return {"notes": splits.notes, "validation_share": splits.validation_share, "origins": origins}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.splits import Splits
 from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.saved_models.layout import RUN_FILES
@@ -41,7 +42,7 @@ class Outcome:
         model_bytes: size of the model.
         stored_bytes: size of the adapter, or of the model if there is no adapter.
         impossible: why the run is impossible with these settings.
-        failed: last line of the error.
+        failed: last line of the error that ended the run.
     """
 
     folder: Path
@@ -138,7 +139,7 @@ class RunServer:
         self.errors: Any = None
 
     def read(self, document: Document, seed: int, needs_validation: bool) -> Splits:
-        """Read and check the data of the runs, once for all of them; return the splits without their cells.
+        """Read and check the data of the runs, once for all of them; return the splits with the origin of their rows only.
 
         Raises:
             UserError: the data cannot be used.
@@ -146,22 +147,23 @@ class RunServer:
         reply = self._request({"read": document, "seed": seed, "needs_validation": needs_validation})
         self.errors.seek(0)
         say(*self.errors.read().decode(errors="replace").splitlines())
-        if isinstance(reply, str):
-            raise UserError(reply)
-        splits: Splits = reply
-        return splits
+        if "error" in reply:
+            raise UserError(reply["error"])
+        nothing = np.zeros(0, np.int64)
+        rows = {name: Rows({}, files, nothing, nothing, *origin) for name, (files, *origin) in reply["origins"].items()}
+        return Splits(rows, reply["notes"], validation_share=reply["validation_share"])
 
     def run(self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any]) -> Outcome:
         """Execute a run, or resume it if it is unfinished.
 
         Args:
             document: settings of the run.
-            rate: factor on the strategy's default learning rate.
+            rate: factor by which the strategy's default learning rate is multiplied.
             keep_models: whether to keep the model.
             notes: JSON documents to write into the run's folder, by file name.
         """
         folder = Path(document["output_dir"])
-        if (folder / "result.json").exists():  # killed after the end of the run, before its predictions were saved
+        if (folder / "result.json").exists():  # killed after the run had finished, before its predictions were saved
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / OUTCOME).unlink(missing_ok=True)
@@ -182,15 +184,9 @@ class RunServer:
         with contextlib.suppress(BrokenPipeError):  # the missing reply is reported below
             process.stdin.write(pickle.dumps(job))
             process.stdin.flush()
-        replies: SimpleQueue[list[Any]] = SimpleQueue()
-
-        def receive() -> None:
-            with contextlib.suppress(EOFError, pickle.UnpicklingError):  # the process has ended
-                replies.put([pickle.load(process.stdout)])
-                return
-            replies.put([])
-
-        threading.Thread(target=receive, daemon=True).start()  # because not every system can read a pipe with a timeout
+        replies: SimpleQueue[bytes] = SimpleQueue()
+        # A thread, because not every system can read a pipe with a timeout.
+        threading.Thread(target=lambda: replies.put(process.stdout.readline()), daemon=True).start()
         reply = None
         while reply is None:
             with contextlib.suppress(Empty):
@@ -200,7 +196,7 @@ class RunServer:
             self.errors.seek(0)
             lines = self.errors.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"]
             raise RuntimeError(f"the process for the runs ended with status {self.close()}: {lines[-1]}")
-        return reply[0]
+        return json.loads(reply)
 
     def _show(self, log: Path | None, shown: int) -> int:
         if log is None or not self.verbose or not log.exists():

@@ -16,13 +16,13 @@ from nlp_transfer.experiments.runs import Outcome
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, task_from
 
-# The run at the selected learning rate and its outcome, by (label, shots, seed).
+# (label, shots, seed) -> the run at the selected learning rate, and its outcome.
 Chosen = Mapping[tuple[str, int | None, int], tuple[PlannedRun, Outcome]]
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """Results of a strategy at one number of shots (None: all rows), over its seeds. Missing values are None; `note` says why."""
+    """Results of a strategy over its seeds, for one number of shots (None: all rows). `note` says why missing values are None."""
 
     label: str
     shots: int | None
@@ -32,20 +32,20 @@ class SummaryRow:
     low: float | None = None
     high: float | None = None
     difference: float | None = None
-    """Mean difference from the first strategy over common seeds. Its interval needs at least two of them."""
+    """Mean difference from the first strategy over common seeds. The interval needs at least two common seeds."""
     difference_low: float | None = None
     difference_high: float | None = None
     p: float | None = None
-    """P-value of the paired test against the first strategy; `p_best`: against the best one. Needs at least two common seeds."""
+    """P-value of the paired test against the first strategy; `p_best` is against the best. Needs two or more common seeds."""
     p_best: float | None = None
     trainable_parameters: int | None = None
     seconds: float | None = None
-    """Training time, mean over the seeds. Memory and sizes are maxima over the seeds."""
+    """Mean training time over the seeds. Memory and sizes are maxima over the seeds."""
     peak_memory_bytes: int | None = None
     model_bytes: int | None = None
     stored_bytes: int | None = None
     rate: float = 1.0
-    """Factor on the strategy's default learning rate."""
+    """Factor by which the strategy's default learning rate is multiplied."""
     note: str = ""
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     """Means of all metrics by split."""
@@ -53,7 +53,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a comparison with their metric and split, and the advice."""
+    """The rows of a comparison, the metric and the split that they are compared by, and the advice."""
 
     rows: list[SummaryRow]
     advice: str
@@ -67,7 +67,7 @@ def summarize(plan: Plan, chosen: Chosen, run: Any) -> Summary:
     """Summarize all runs. Rows are ordered by shots, then by strategy; the advice uses the largest number of shots.
 
     Args:
-        run: any resolved run of the comparison, for the data and the metric that all runs share.
+        run: any resolved run of the comparison; only the data and the metric, which all runs share, are used.
     """
     split = split_of(run.config.data)
     results = [outcome.result for _, outcome in chosen.values() if outcome.result is not None]
@@ -177,7 +177,7 @@ def _finite(value: float) -> float | None:
 
 
 def _mean_metrics(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the means over the runs by split and metric, for metrics that all runs have."""
+    """Return the mean over the runs of each metric that all runs have, by split and metric."""
     return {
         split: {
             name: float(np.mean([result["metrics"][split][name] for result in results]))

@@ -3,7 +3,7 @@
 huggingface_hub, transformers, peft and datasets share one HTTP client. Within `asking` or `guarded`, it sends the token only to
 the address in `HF_ENDPOINT`, and sends no information about this machine. It refuses responses that name a file outside the
 cache, fill the memory, do not end, or are malformed (see `responses`). Outside these contexts the client is unchanged, so other
-code in the process is not affected. Clients are still created by the factory that the user has set, if any.
+code in the process is not affected. If the user has set a client factory, it still creates the clients.
 """
 
 import re
@@ -23,13 +23,13 @@ from huggingface_hub.utils import _http, httpx
 from nlp_transfer.hub.responses import NAME, find_fault, shape_of
 from nlp_transfer.utils.errors import UserError, first_line
 
-READ_TIMEOUT = 120.0  # seconds to connect, and between two chunks of a response
-RESPONSE_TIMEOUT = 300.0  # seconds until a response begins, in addition to the time for sending the request
-SPEED_INTERVAL, MIN_SPEED = 60.0, 1000  # seconds between two checks of the speed, and bytes per second
-MAX_IN_MEMORY = 32 * 2**20  # bytes of a response that is not a download
-MAX_WITHOUT_LENGTH = 2**30  # bytes of a download without a Content-Length
-MAX_REQUESTS, MAX_DOWNLOADS = 10_000, 50  # requests to one address in one operation
-MAX_WAIT = 300  # seconds that a hub may ask a client to wait before a retry
+READ_TIMEOUT = 120.0  # seconds to connect, and to wait for the next chunk of a response
+RESPONSE_TIMEOUT = 300.0  # maximum seconds until a response begins, in addition to the time for sending the request
+SPEED_INTERVAL, MIN_SPEED = 60.0, 1000  # seconds between checks of the download speed; minimum bytes per second
+MAX_IN_MEMORY = 32 * 2**20  # maximum bytes of a response that is not a download
+MAX_WITHOUT_LENGTH = 2**30  # maximum bytes of a download without a Content-Length
+MAX_REQUESTS, MAX_DOWNLOADS = 10_000, 50  # maximum per address, in one operation
+MAX_WAIT = 300  # maximum seconds that a hub may ask a client to wait before a retry
 WAIT_HEADERS = ("Retry-After", "RateLimit")
 ADVICE = "check HF_ENDPOINT (the hub's address), or try again later"
 ADVICE_FOR_STATUS = {
@@ -57,7 +57,7 @@ class Operation:
     counts: Counter[str] = field(default_factory=Counter)
     last_response: str = "none"
     refused: RefusedError | None = None
-    """The error for the last refused response."""
+    """The error for the last refused response, if there was one."""
 
     def refuse(self, request: Any, reason: str) -> RefusedError:
         """Create the error for a refused response, and record it, because some libraries continue after any error."""
@@ -70,7 +70,8 @@ class Operation:
         """Count a request.
 
         Raises:
-            RefusedError: too many requests to one address, because of endless pages or a download that always breaks off.
+            RefusedError: too many requests to one address. The reason may be an endless listing, or a download that always
+                breaks off.
         """
         address = request.url.copy_with(query=None)
         limits = {f"{request.method} {address}": MAX_REQUESTS} | ({f"download {request.url}": MAX_DOWNLOADS} if stream else {})
@@ -90,7 +91,7 @@ class _Call:
     is_late: bool = False
 
     def start_timer(self, seconds: float) -> None:
-        """End the request after some seconds."""
+        """Start a timer that ends the request."""
         self.stop_timer()
         self.timer = threading.Timer(seconds, self._end)
         self.timer.daemon = True
@@ -130,7 +131,7 @@ class _Body(httpx.SyncByteStream):
         self.body.close()
 
 
-_operations: list[Operation] = []  # of all threads, because libraries make requests in their own threads
+_operations: list[Operation] = []  # of all threads, because libraries start threads for their requests
 _saved_constants: dict[str, bool] = {}
 _lock = threading.RLock()
 
@@ -164,7 +165,7 @@ def guarded(purpose: str) -> Iterator[Operation]:
 
 @contextmanager
 def asking(purpose: str) -> Iterator[None]:
-    """Guard all requests to hubs within the context, and convert errors of libraries, except UserErrors, to HubErrors.
+    """Guard all requests to hubs within the context, and convert all errors except UserErrors to HubErrors.
 
     Args:
         purpose: the action and the repository, for messages.
@@ -243,7 +244,7 @@ def _guard(client: Any) -> Any:
 
 
 def _check_request(request: Any) -> None:
-    """Restrict a request, or a redirect, before it is sent: remove the token for other addresses, and limit the waiting time."""
+    """Prepare a request or redirect before it is sent: remove the token unless it goes to the hub, and limit the waiting time."""
     call: _Call | None = request.extensions.get(CALL)
     if call is None:
         return
@@ -278,7 +279,7 @@ def _check_response(response: Any) -> None:
 
     for name, value in headers.items():
         if not value.replace("\t", "").isprintable():
-            raise refuse(f"its header {name} holds control characters")
+            raise refuse(f"its header {name} contains control characters")
     if (encoding := headers.get("Content-Encoding", "identity").lower()) not in ("identity", "aws-chunked"):
         raise refuse(f"it is compressed ({encoding[:40]!r}), which was not requested")
     commit = headers.get("X-Repo-Commit")

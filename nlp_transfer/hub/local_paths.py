@@ -17,7 +17,7 @@ def is_local(value: Any) -> bool:
 
 
 def without_paths(document: Any) -> Any:
-    """Remove fields with the folder that a model was loaded from, and reduce settings that are local paths to their last part."""
+    """Remove fields that name the local folder of a model, and shorten other settings that are local paths to their last part."""
     if isinstance(document, list):
         return [without_paths(item) for item in document]
     if not isinstance(document, dict):
@@ -25,14 +25,14 @@ def without_paths(document: Any) -> Any:
     cleaned = {
         key: value for key, value in document.items() if not (key in ("_name_or_path", "name_or_path") and is_local(value))
     }
-    for key in ("decoder", "target_tokenizer"):  # used to build the model, not to load it
+    for key in ("decoder", "target_tokenizer"):  # needed to build the model, not to load it
         if is_local(cleaned.get(key)):
             cleaned[key] = Path(cleaned[key]).name
     return {key: without_paths(value) for key, value in cleaned.items()}
 
 
 def shorten_paths(value: Any) -> Any:
-    """Replace absolute paths by their last part, except in labels, which may look like paths."""
+    """Replace each absolute path with its last part. Labels are not changed, because they may look like paths."""
     if isinstance(value, dict):
         return {shorten_paths(key): item if key == "labels" else shorten_paths(item) for key, item in value.items()}
     if isinstance(value, list):

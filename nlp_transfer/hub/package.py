@@ -1,4 +1,4 @@
-"""The files of a push: a private copy of a saved model, cleaned and checked."""
+"""Copy the files of a saved model for a push, clean the copy, and check it."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class Package:
     Attributes:
         folder: folder of the model, for messages.
         copy: private temporary folder with a copy of the files.
-        files: paths of the copies, by path in the repository.
+        files: a mapping from paths in the repository to paths of the copies.
     """
 
     folder: Path
@@ -90,8 +90,8 @@ def make_package(model: str | Path, repo_id: str, adapter: bool = False) -> Iter
 
     Raises:
         UserError: the folder does not exist; a file is missing, damaged, not part of a model, or contains a secret or a local
-            path; the model card is invalid; the copy does not load, or does not reproduce the recorded logits. Lists all problems
-            that are found without loading the model.
+            path; the model card is invalid; or the copy does not load, or does not reproduce the recorded logits. The message
+            lists all problems that are found without loading the model.
     """
     folder = find_folder(expand(model), adapter)
     problems = Problems(f"{folder}: cannot be pushed")
@@ -136,7 +136,7 @@ def find_folder(path: Path, adapter: bool) -> Path:
 
 
 def _model_files(folder: Path, problems: Problems) -> list[str]:
-    """Return the names of the files in a folder. Files and folders that are not part of a model are problems."""
+    """Return the names of the model files in a folder. All other files and folders are reported as problems."""
     names = []
     card_file = folder / "README.md"
     card = card_file.read_text(encoding="utf-8", errors="replace") if card_file.is_file() else ""
@@ -219,7 +219,7 @@ def _check_card(package: Package, problems: Problems) -> None:
         return
     try:
         ModelCard(package.card)
-    except Exception as error:  # errors of YAML and of the fields
+    except Exception as error:  # raised by the YAML parser, or by checks of the fields
         reason = " ".join(str(error).split())
         problems.add(f"README.md: the metadata cannot be read ({reason}); correct it, or save the model again")
     if not package.card.lstrip().startswith("---"):
@@ -249,7 +249,7 @@ def _check_complete(package: Package, problems: Problems) -> None:
 
 
 def _check_text(package: Package, problems: Problems) -> None:
-    """Check that no file contains a secret or the path of the home folder or of the run."""
+    """Check that no file contains a secret, or the path of the home folder or of the run's folder."""
     folder = package.folder.absolute()
     home = Path(os.path.expanduser("~"))
     folders = {f"{place}/" for place in (home, folder.parent if _belongs_to_run(folder) else folder) if len(place.parts) > 1}
@@ -272,7 +272,7 @@ def _check_base(package: Package, problems: Problems) -> None:
         return
     try:
         adapter_config = json.loads(package.files["adapter_config.json"].read_bytes())
-        record = read_record(package.folder) or {}  # in the copy, paths are already shortened
+        record = read_record(package.folder) or {}  # not from the copy, in which paths are already shortened
     except (OSError, ValueError) as error:
         problems.add(f"the settings of the adapter cannot be read: {error}")
         return

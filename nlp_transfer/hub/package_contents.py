@@ -1,4 +1,4 @@
-"""Files of a push: allowed names, copying, comparison with the files of a repository, and the search for secrets."""
+"""Check the names of files before a push, copy them, compare them with those in a repository, and search them for secrets."""
 
 import re
 import shutil
@@ -27,9 +27,9 @@ ALLOWED = {
 }
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 IMAGE = re.compile(r"[\w-]+\.(?:png|jpg|jpeg|svg)", re.ASCII)  # allowed if the model card shows it
-BLOCK, OVERLAP = 1 << 20, 1 << 13  # bytes searched at once, and bytes shared by two blocks
+BLOCK, OVERLAP = 1 << 20, 1 << 13  # bytes searched at once, and bytes shared by adjacent blocks
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_TEXT = 1 << 24  # bytes of a decompressed text in an image
+MAX_TEXT = 1 << 24  # maximum bytes of a decompressed text in an image
 
 
 def is_allowed(name: str, card: str) -> bool:
@@ -50,12 +50,12 @@ def copy_file(folder: Path, name: str, copy: Path) -> None:
     """Copy a regular file to the same path in another folder.
 
     Args:
-        folder: folder of the file.
-        name: path of the file in `folder`.
-        copy: the other folder.
+        folder: source folder.
+        name: path of the file in both folders.
+        copy: destination folder.
 
     Raises:
-        OSError: the file or one of its parent folders is a link, or the file is not a regular one or cannot be copied.
+        OSError: the file or one of its parent folders is a link, the file is not a regular file, or it cannot be copied.
     """
     if any((folder / parent).is_symlink() for parent in Path(name).parents if parent.name):
         raise OSError(f"{Path(name).parent} is a link")
@@ -104,7 +104,7 @@ def _find_in_weights(path: Path) -> int | None:
 
 
 def _find_in_text(data: bytes) -> int | None:
-    """Search bytes as `find_secret` does. Works in blocks, because each is decoded several times."""
+    """Search text as `find_secret` does. The bytes are split into blocks, because each block is decoded several times."""
     for at in range(0, len(data), BLOCK):
         first = max(0, at - OVERLAP)
         text = data[first : at + BLOCK].decode("utf-8", "surrogateescape")
@@ -114,7 +114,7 @@ def _find_in_text(data: bytes) -> int | None:
 
 
 def _compressed_texts(image: bytes) -> Iterator[bytes]:
-    """Yield the compressed texts in all chunks of a PNG image except the pixels."""
+    """Decompress and yield the compressed texts in all chunks of a PNG image, except the pixels."""
     at = len(PNG_SIGNATURE)
     while at + 8 <= len(image):
         size, kind = int.from_bytes(image[at : at + 4], "big"), image[at + 4 : at + 8]

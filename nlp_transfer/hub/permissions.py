@@ -28,7 +28,7 @@ class RepositoryState:
 
 @dataclass(frozen=True)
 class Target:
-    """The destination of a push. `state` is None if the repository does not exist yet."""
+    """The destination of a push. `state` is None before `check_target`, and if the repository does not exist yet."""
 
     repo_id: str
     revision: str = MAIN
@@ -43,7 +43,7 @@ def connect(repo_id: str, token: str | None = None) -> HfApi:
 
     Args:
         repo_id: USER/NAME.
-        token: None: HF_TOKEN, or the token of `hf auth login`.
+        token: a token of the hub. None means HF_TOKEN, or the token of `hf auth login`.
 
     Raises:
         UserError: the name is invalid, there is no token, or huggingface_hub is in offline mode.
@@ -78,7 +78,7 @@ def check_target(api: HfApi, target: Target) -> Target:
     """Check that the token may push to a repository, and return the target with its state. Nothing is created or changed.
 
     Raises:
-        UserError: the token may not write there, the revision is not a branch, the tag already exists, or a pull request is
+        UserError: the token may not write to it, the revision is not a branch, the tag already exists, or a pull request is
             requested for a repository or branch that does not exist.
     """
     account, repo_id, branch, create_pr = api.whoami(), target.repo_id, target.revision, target.create_pr

@@ -2,7 +2,7 @@
 
 All checks come first. Then one commit adds the files and deletes those of an earlier model. The commit names its parent, so the
 hub refuses it if somebody else has committed in the meantime. Afterwards the sizes and hashes on the hub are compared with those
-of the files. A difference is reported with the address of the commit, which is not reverted.
+of the local files. If they differ, an error names the commit, which is not reverted.
 
 huggingface_hub retries uploads and listings up to five times, and logs a warning for each retry. The commit is not retried. If it
 fails, pushing again does not upload large files again.
@@ -24,7 +24,7 @@ from nlp_transfer.hub.permissions import MAIN, RepositoryState, Target, check_ta
 from nlp_transfer.utils.console import console, say
 from nlp_transfer.utils.errors import UserError
 
-LARGE_FILE = 10_000_000  # bytes; larger files are named before they are sent
+LARGE_FILE = 10_000_000  # bytes; a message names larger files before they are sent
 INITIAL_FILES = {".gitattributes"}  # the content of a new repository
 
 
@@ -35,8 +35,8 @@ class Pushed:
     Attributes:
         repo_id: USER/NAME.
         url: address of the repository.
-        commit: commit with the model.
-        revision: a branch, or `refs/pr/N`.
+        commit: hash of the commit with the model.
+        revision: the branch of the commit, or `refs/pr/N` for a pull request.
         private: whether the repository is private.
         changed: False if the repository already had all files, so no commit was made.
         tag: tag of the commit.
@@ -69,11 +69,11 @@ def push(
         model: a run folder, a model folder or an adapter folder.
         repo_id: USER/NAME. A new repository is private unless `public`; an existing one keeps its visibility.
         public: make a new repository public.
-        revision: a branch, created from main if it does not exist.
+        revision: the branch to push to. It is created from main if it does not exist.
         create_pr: propose the commit as a pull request.
         tag: a new tag for the commit.
         adapter: push the adapter of a run instead of the merged model.
-        token: None: HF_TOKEN, or the token of `hf auth login`.
+        token: a token of the hub. None means HF_TOKEN, or the token of `hf auth login`.
         message: the commit message.
 
     Raises:
@@ -92,7 +92,7 @@ def push(
     if tag:
         _set_tag(api, tag, pushed)
     place = f"{pushed.url} ({'private' if pushed.private else 'public'}), {pushed.revision} at {pushed.commit[:8]}"
-    say(f"pushed to {place}" if pushed.changed else f"no commit was made: {place} already holds all files")
+    say(f"pushed to {place}" if pushed.changed else f"no commit was made: {place} already contains all files")
     return pushed
 
 
@@ -192,10 +192,11 @@ def _after_failure(api: HfApi, target: Target, package: Package, head: str | Non
     """Find out what a failed push has changed.
 
     Args:
-        head: commit of the branch before the push, or None if the push failed before that was known.
+        head: commit of the branch before the push; None if the push failed before this commit was known.
 
     Returns:
-        The result if the commit arrived and only the response was lost, otherwise None; and the state of the repository as text.
+        The result, and a text that describes the state of the repository. The result is None unless the commit arrived and only
+        the response was lost.
     """
     repo_id, revision, url = target.repo_id, target.revision, _address(api, target.repo_id)
     try:
@@ -230,7 +231,7 @@ def _check_commit(api: HfApi, package: Package, pushed: Pushed) -> None:
     """Compare the files of a commit with those that were sent, by size and hash.
 
     Raises:
-        UserError: they differ, or the commit could not be listed.
+        UserError: the files differ, or the commit could not be listed.
     """
     address = f"{pushed.url}/commit/{pushed.commit}"
     try:

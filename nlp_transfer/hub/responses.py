@@ -16,7 +16,7 @@ MEANINGS = {NAME: "a hash or a name", PATH: "a path inside a folder", TEXT: "a s
 LFS = {"oid": NAME, "size": SIZE}
 REF = {"name": TEXT, "ref": TEXT, "targetCommit": NAME}
 ROLE = {"entity": {"name?": TEXT}, "permissions?": [TEXT]}
-# Method, pattern of the path, and shape of the JSON. Patterns match the whole text. A field with `?` may be missing or null.
+# Method, pattern of the path, and shape of the JSON response. Patterns match the entire text. Fields with `?` are optional.
 RESPONSES: tuple[tuple[str, str, Any], ...] = (
     ("GET", r"/api/whoami-v2", {
         "name": TEXT, "orgs?": [{"name": TEXT, "roleInOrg?": TEXT}],
@@ -45,7 +45,7 @@ def shape_of(method: str, path: str) -> Any:
 
 
 def find_fault(shape: Any, value: Any, place: str = "the document") -> str | None:
-    """Describe the first difference between a JSON value and its shape. Return None if there is none."""
+    """Describe the first difference between a JSON value and its shape; None if the value has this shape."""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return _fault(place, value, "an object")

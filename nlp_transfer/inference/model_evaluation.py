@@ -25,8 +25,8 @@ def evaluate_model(
     The processes of a launcher share the work and all return the same metrics.
 
     Returns:
-        Metrics by name, including the number of `rows`; and how metrics were computed, where conventions differ
-        (`Scorer.signatures`).
+        The metrics by name, including the number of rows as `rows`; and a description of how each metric that has several
+        conventions was computed (`Scorer.signatures`).
 
     Raises:
         UserError: the model, a setting or the data cannot be used.

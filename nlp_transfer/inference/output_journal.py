@@ -1,8 +1,8 @@
 """Resumable output files: a lock, a journal of predicted chunks, and a temporary file that becomes the output.
 
 The journal (`.NAME.partial` in the folder of the output) stores the predictions of each finished chunk under a digest of its
-rows. When the same command runs again after an interruption, it reads chunks with a known digest from the journal. The output is
-always written from the start, and replaces an existing file only when it is complete.
+rows. When the same command runs again after an interruption, it uses these predictions for chunks with the same digest. The
+output is always written from the start, and replaces an existing file only when it is complete.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from nlp_transfer.utils.errors import Fault, UnfinishedError, UserError
 FORMAT = 1
 MARK = "nlp_transfer journal"
 LONGEST_HEADER = 2**20  # bytes
-LONGEST = 2**28  # bytes of a record: enough for a chunk with probabilities of thousands of labels
+LONGEST = 2**28  # bytes of a record, enough for a chunk with the probabilities of thousands of labels
 
 
 class ChunkPredictions(NamedTuple):
@@ -33,25 +33,25 @@ class ChunkPredictions(NamedTuple):
 
     Attributes:
         columns: Python values by column; None in rows without a prediction.
-        in_pieces: number of texts that were translated in pieces.
+        long_texts: number of texts that were truncated, or translated in pieces.
         faults: reasons why rows have no prediction, by row index.
         resumed: whether an earlier command predicted the chunk.
     """
 
     columns: dict[str, list[Any]]
-    in_pieces: int = 0
+    long_texts: int = 0
     faults: dict[int, Fault] = {}
     resumed: bool = False
 
 
 @dataclass
 class _Record:
-    """A line of the journal: the predictions of a chunk; `window` is the digest of its rows."""
+    """A line of the journal, with the predictions of a chunk. `window` is the digest of the chunk's rows."""
 
     window: StrictStr
     rows: StrictInt
     columns: dict[StrictStr, list[Any]]
-    in_pieces: Annotated[StrictInt, Field(ge=0)]
+    long_texts: Annotated[StrictInt, Field(ge=0)]
     faults: list[tuple[StrictInt, StrictStr, StrictStr, StrictStr | None]]
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class OutputFile:
     """The output of a command, with a lock and a journal.
 
     On exit, a finished command leaves only the output. A command that fails on its input (`UserError`) deletes the journal,
-    unless it holds predictions of an earlier command. After any other failure or interruption the journal remains.
+    unless it contains predictions of an earlier command. After any other failure or interruption the journal remains.
 
     Args:
         output: path; symbolic links are followed and not replaced.
@@ -84,10 +84,10 @@ class OutputFile:
         self._file: BinaryIO | None = None
         self._lock: Lock | None = None
         self._created_folders: list[Path] = []
-        self._known: dict[str, int] = {}  # offset of the record of a chunk, by digest
+        self._known: dict[str, int] = {}  # digest of a chunk -> offset of its record
         self._rows = 0
-        self._has_earlier = False  # the journal holds predictions of an earlier command
-        self._header: bytes | None = None  # replaces a header of other predictions when the first new ones are added
+        self._has_earlier = False  # the journal contains predictions of an earlier command
+        self._header: bytes | None = None  # replaces the journal of another command when the first chunk is added
         self._temporary = ExitStack()  # the temporary file that becomes the output
         self._finished = False
 
@@ -112,10 +112,10 @@ class OutputFile:
         return self
 
     def begin(self, identity: dict[str, Any]) -> None:
-        """Open the journal. Its chunks are reused if it was written with the same identity.
+        """Open the journal. Its predictions are reused if it was written with the same identity.
 
         Args:
-            identity: everything besides the rows that determines the predictions, as JSON.
+            identity: everything that determines the predictions, except the rows, as JSON.
 
         Raises:
             UserError: another file has the journal's name, or the journal cannot be written.
@@ -134,8 +134,8 @@ class OutputFile:
                 if self._known:
                     changed = ", ".join(_changed(before, header)) or "its format"
                     say(
-                        f"starting over: {self.journal} holds predictions of another command ({changed} changed); they "
-                        "are replaced by the first new predictions"
+                        f"starting over: {self.journal} contains predictions of another command ({changed} changed); they "
+                        "are deleted when the first new predictions are saved"
                     )
                     self._known, self._rows, self._header = {}, 0, header
                 else:
@@ -175,7 +175,7 @@ class OutputFile:
         if record is None or record.rows != len(chunk):
             return None
         faults = {index: Fault(kind, reason, column) for index, kind, reason, column in record.faults}
-        return ChunkPredictions(record.columns, record.in_pieces, faults, resumed=True)
+        return ChunkPredictions(record.columns, record.long_texts, faults, resumed=True)
 
     def add(self, chunk: Batch, predictions: ChunkPredictions) -> None:
         """Record the predictions of a chunk."""
@@ -186,7 +186,7 @@ class OutputFile:
             with self.writing():
                 self._start(self._header)
             self._header, self._has_earlier = None, False
-        content = {"columns": predictions.columns, "in_pieces": predictions.in_pieces, "faults": faults}
+        content = {"columns": predictions.columns, "long_texts": predictions.long_texts, "faults": faults}
         line = json.dumps({"window": _digest(chunk), "rows": len(chunk), **content}).encode() + b"\n"
         if len(line) > LONGEST:  # too long for `_read`
             return
@@ -251,7 +251,7 @@ class OutputFile:
         if self._lock is not None:
             self._lock.release()
         for folder in self._created_folders:
-            with suppress(OSError):  # it does not exist, or it holds the output or the journal
+            with suppress(OSError):  # the folder does not exist, or contains the output or the journal
                 folder.rmdir()
 
 

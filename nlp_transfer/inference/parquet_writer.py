@@ -1,6 +1,6 @@
-"""Write Parquet files: input columns keep their type, new columns get a type that fits all rows.
+"""Write Parquet files. Input columns keep their type, and new columns get a type that fits all rows.
 
-Importing this module loads pyarrow, so it is imported only where such columns are written.
+Importing this module loads pyarrow, so it is imported only where Arrow data is written.
 """
 
 import os
@@ -21,7 +21,7 @@ MOST_PARTS = 64  # parts that are open at the same time
 class ParquetOutput:
     """A Parquet file with a schema that is not known in advance.
 
-    A column may be null, have few fields or hold only integers for thousands of rows before its type is known. When a chunk
+    A column may be null, have few fields or contain only integers for thousands of rows before its type is known. When a chunk
     needs a wider schema (a type instead of null, float64 instead of int64, more fields or columns), a new part is started in an
     unnamed temporary file. At the end all parts are cast to the widest schema. Usually there is only one part, the output.
     Each chunk is a row group, so memory use does not depend on the file size.
@@ -31,8 +31,8 @@ class ParquetOutput:
         """Create a file.
 
         Args:
-            file: empty, open for reading and writing; it is not closed.
-            types: aliases of Arrow types by column, for columns without any value.
+            file: an empty file, open for reading and writing. It is not closed.
+            types: names of Arrow types by column, used for columns in which every value is null.
         """
         self.file, self.types = file, types or {}
         self.schema: Any = None
@@ -43,7 +43,7 @@ class ParquetOutput:
         """Append the columns of `table` (a `pyarrow.Table` or None) and then `columns` (Python values).
 
         Raises:
-            UserError: the values of a column have no common type, or Parquet cannot hold them.
+            UserError: the values of a column have no common type, or Parquet does not support them.
         """
         arrays = {name: _array(name, values) for name, values in columns.items()}
         if table is None:
@@ -61,7 +61,7 @@ class ParquetOutput:
         """Finish the file.
 
         Args:
-            complete: whether all rows were written; otherwise the file is discarded.
+            complete: whether all rows were written. If not, the file is discarded.
 
         Raises:
             UserError: numbers in early rows do not fit the type that later rows require.
@@ -76,7 +76,7 @@ class ParquetOutput:
             self.file.truncate()
 
     def _without_null(self, schema: Any) -> Any:
-        """Return the schema with the types in `types` for columns without any value."""
+        """Return the schema, in which columns without any value get their type from `types`."""
         empty = {field.name for field in schema if pa.types.is_null(field.type)} & set(self.types)
         kinds = {name: pa.type_for_alias(self.types[name]) for name in empty}
         fields = [field.with_type(kinds[field.name]) if field.name in kinds else field for field in schema]
@@ -87,7 +87,7 @@ class ParquetOutput:
             try:
                 self.writer.close()
             finally:
-                self.writer.is_open = False  # else garbage collection closes it again, and Python prints the error
+                self.writer.is_open = False  # otherwise garbage collection closes it again, and Python prints the error
 
     def _begin_part(self) -> None:
         self._end_part()
@@ -126,7 +126,7 @@ class ParquetOutput:
                 self.writer = pq.ParquetWriter(self.parts[-1], self.schema)
             self.writer.write_table(table)
         except pa.ArrowException as error:  # such as an object without fields
-            raise UserError(f"--output: a .parquet file cannot hold these values ({error}); allowed: .jsonl") from error
+            raise UserError(f"--output: a .parquet file cannot contain these values ({error}); allowed: .jsonl") from error
 
 
 def _array(name: str, values: Sequence[Any]) -> Any:
@@ -142,7 +142,7 @@ def _array(name: str, values: Sequence[Any]) -> Any:
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         kind = " and ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(
-            f"--output: a .parquet column has one type; column {name!r} holds {kind} ({error}); allowed: .jsonl"
+            f"--output: a .parquet column has one type; column {name!r} contains {kind} ({error}); allowed: .jsonl"
         ) from error
 
 
@@ -202,8 +202,8 @@ def text_cells(column: Any, name: str) -> list[Any]:
 
     Numbers, booleans and text are unchanged. Dictionary-encoded columns become their values, and bytes become base64. Decimals,
     dates and times become text with all digits, such as `2024-05-01 12:00:00.000000001` (followed by the offset of a time
-    zone); durations become a number of units, as text. Lists, structs and maps (lists of pairs) are converted recursively; CSV
-    holds them as JSON.
+    zone); durations become a number of their unit, as text. Lists, structs and maps (lists of pairs) are converted
+    recursively; in CSV they become JSON.
 
     Raises:
         UserError: a value cannot be written as text, such as a time in an unknown time zone.

@@ -28,6 +28,9 @@ class Predictor:
     >>> predictor = load_predictor("runs/reviews")            # doctest: +SKIP
     >>> predictor(["a gem", "two hours I want back"])         # doctest: +SKIP
     [{'prediction': 'positive', 'probability': 0.98}, {'prediction': 'negative', 'probability': 0.97}]
+
+    Attributes:
+        truncated: number of rows so far that were truncated to the maximum length.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Predictor:
         self.model, self.tokenizer, self.task = model.eval(), tokenizer, task
         task.connect(model)
         self.batch_size, self.precision = batch_size, precision
+        self.truncated = 0
 
     @overload
     def __call__(self, inputs: str, probabilities: bool = False, on_bad_rows: OnBadRows = "refuse") -> dict[str, Any]: ...
@@ -52,9 +56,9 @@ class Predictor:
         """Return predictions for texts, or for the rows of a table.
 
         Args:
-            inputs: a list, Series or array of texts (of tuples of texts, if the model takes pairs; also of lists of words, if it
-                takes words); a DataFrame, Dataset, Arrow table, dict of columns or list of dicts with the columns that the model
-                was trained on; or a single text or row.
+            inputs: a list, Series or array of texts (or of tuples of texts, if the model takes text pairs; or of lists of words,
+                if it takes words); a DataFrame, Dataset, Arrow table, dict of columns or list of dicts with the columns that the
+                model was trained on; or a single text or row.
             probabilities: whether to add `probability:LABEL` for every label.
             on_bad_rows: what happens if an input is empty, missing (None, NaN) or not a text: `refuse` raises an error, `skip`
                 sets the row's values to None and gives the reason as `note`.
@@ -90,6 +94,7 @@ class Predictor:
         self.task.check(rows, problems, targets=False)
         problems.raise_if_any()
         table = self.encode(rows)
+        self.truncated += table.truncated
         predictions, _ = predict_table(self.model, self.task, table, self.batch_size, self.precision, where=rows.where)
         rounded = {
             name: round_predictions(name, array, self.precision)
@@ -108,13 +113,13 @@ class Predictor:
         Raises:
             UserError: a column is missing, or the file already has a column with the name of a new one.
         """
-        rows = from_columns(select_columns(chunk, path, self.task.inputs), str(path), chunk.first)
+        rows, before = from_columns(select_columns(chunk, path, self.task.inputs), str(path), chunk.first), self.truncated
         columns, faults = predict_valid_rows(
             self.task, rows, chunk.faults, lambda valid: self.predict_columns(valid, probabilities, cells=True)
         )
         if clash := [name for name in columns if chunk.has_column(name)]:
             raise UserError(f"{path}: already has a column {clash[0]!r}, which the prediction would overwrite; rename it")
-        return ChunkPredictions(columns, faults=faults)
+        return ChunkPredictions(columns, self.truncated - before, faults)
 
 
 def select_columns(chunk: Batch, path: Path, names: list[str]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarr
     Args:
         name: name of the values; `scores` are probabilities.
         values: float array of any shape.
-        precision: precision of the computation: fp32, bf16 or fp16.
+        precision: precision of the computation, which is fp32, bf16 or fp16.
     """
     values = values.astype(np.float32)
     exact = values.astype(np.float64)
@@ -23,7 +23,7 @@ def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarr
     if digits is not None and name == "scores":
         return _round(exact, digits, np.minimum(size, 1 - size))
     decimals = exact.copy()
-    for digits in (9, 8, 7):  # 9 digits always identify a float32, 7 mostly do
+    for digits in (9, 8, 7):  # 9 digits always identify a float32, 7 usually do
         candidates = _round(exact, digits, size)
         decimals = np.where(candidates.astype(np.float32) == values, candidates, decimals)
     tiny = size < SMALLEST
@@ -32,6 +32,6 @@ def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarr
 
 
 def _round(values: np.ndarray, digits: int, size: np.ndarray) -> np.ndarray:
-    """Round to the decimal place of the last of `digits` significant digits of `size`, element by element."""
+    """Round each value to the decimal place at which `digits` significant digits of the same element of `size` end."""
     scale = 10.0 ** np.clip(digits - 1 - np.floor(np.log10(np.maximum(size, SMALLEST))), 0, 22)  # exact powers of ten
     return np.asarray(np.round(values * scale) / scale)

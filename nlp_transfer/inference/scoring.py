@@ -23,7 +23,7 @@ def score(
     draft: bool = False,
     user_metrics: UserMetrics | None = None,
 ) -> tuple[dict[str, float], Arrays]:
-    """Return the metrics over a table, including `loss`, and the predictions; both are equal in all processes.
+    """Return the metrics of a table, including `loss`, and its predictions. Both are equal in all processes.
 
     Args:
         draft: whether tasks with costly predictions may predict only some of the rows (`Scorer.draft`), as during training.
@@ -41,7 +41,7 @@ def score(
 
 
 def _columns_for_user_metrics(scorer: Scorer, predictions: Arrays, table: TokenTable) -> tuple[Any, Any]:
-    """Return (predictions, references) of the predicted rows twice: in the user's types and in those of the task."""
+    """Return (predictions, references) of the predicted rows twice: in the types of the user, and as the task stores them."""
     predicted = predictions["prediction"]
     references = table.references[scorer.reference]
     available = np.array([cell is not None for cell in predicted], bool)  # a draft predicts only some rows

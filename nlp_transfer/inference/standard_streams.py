@@ -96,9 +96,9 @@ def redirected_stdout() -> Iterator[TextIO]:
 
 
 class OutputStream:
-    """Standard output with the interface of `OutputFile`, without a journal.
+    """Standard output with the interface of `OutputFile`, but without a journal.
 
-    Text is written chunk by chunk, Parquet at the end.
+    Text is written after each chunk; a Parquet file is written at the end.
     """
 
     journaled = False

@@ -1,4 +1,4 @@
-"""Translate texts of any length: empty texts stay empty, and long ones are translated in pieces."""
+"""Translate texts of any length. Empty texts stay empty, and long texts are translated in pieces."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,8 +30,8 @@ class Translator:
     ['Ein Hund rennt.', '']
 
     Attributes:
-        in_pieces: number of texts so far that were translated in pieces, split if possible between sentences, because they were
-            longer than any training text. The metrics of a run are computed in the same way.
+        in_pieces: number of texts so far that were longer than any training text. They are split, if possible between sentences,
+            and translated in pieces. The metrics of a run are computed in the same way.
 
     Raises:
         UserError: the model does not translate, or its maximum length leaves no tokens for a text.
@@ -39,8 +39,8 @@ class Translator:
 
     def __init__(self, predictor: Predictor) -> None:
         task = predictor.task
-        if not isinstance(task, TextGenerationTask):
-            raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `predict` for it")
+        if not isinstance(task, TextGenerationTask) or task.traits.command != "translate":
+            raise UserError(f"the model's task is {task.document()['name']}; allowed: translation. Use `load_predictor` for it")
         check_used(task, scored=False)
         self.predictor, self.task = predictor, task
         self.in_pieces = 0
@@ -57,14 +57,14 @@ class Translator:
 
         Args:
             inputs: see `Predictor`.
-            on_bad_rows: for cells that are missing (None, NaN), not texts, or contain a lone surrogate: `refuse` raises an
-                error, `skip` returns None.
+            on_bad_rows: what to do with cells that are missing (None, NaN), are not text, or contain a lone surrogate. `refuse`
+                raises an error; `skip` returns None for them.
 
         Returns:
             A list of translations, in order; or one translation for a single text or row.
 
         Raises:
-            UserError: the inputs hold no texts, or a text is bad and `on_bad_rows` is `refuse`.
+            UserError: the inputs contain no texts, or a text is bad and `on_bad_rows` is `refuse`.
         """
         check_on_bad_rows(on_bad_rows)
         rows, single = read_inputs(inputs, self.task.inputs)
@@ -86,17 +86,16 @@ class Translator:
             return []
         predictor, device = self.predictor, self.predictor.model.device
         with torch.inference_mode(), accelerated(predictor.model), autocast(device, predictor.precision):
-            translations, pieces = self.task.translate(
-                predictor.model, [text.strip() for text in texts], rows=predictor.batch_size or ROWS
-            )
-        self.in_pieces += int((pieces > 1).sum())
+            generated = self.task.generate(predictor.model, [text.strip() for text in texts], rows=predictor.batch_size or ROWS)
+        self.in_pieces += int((generated["pieces"] > 1).sum())
+        translations = generated["prediction"].tolist()
         return [translation if text.strip() else text for text, translation in zip(texts, translations, strict=True)]
 
     def predict_chunk(self, chunk: Batch, path: Path, probabilities: bool = False) -> ChunkPredictions:
         """Translate a chunk of the file `path`.
 
         Args:
-            probabilities: without effect, since translations have none.
+            probabilities: has no effect, since translations have no probabilities.
 
         Returns:
             A column `translation` (`prediction` if the source is nested in a column `translation`, as in hub datasets). Empty

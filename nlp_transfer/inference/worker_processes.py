@@ -1,7 +1,7 @@
 """Predict the chunks of a file in several processes, each with a copy of the model.
 
-On CPUs, several processes with few threads are faster than one process with many threads, which synchronizes them in every
-operation. This module avoids heavy imports: the main process, which reads and writes the file, needs no model.
+On CPUs, several processes with few threads are faster than one process with many threads, since threads are synchronized in
+every operation. This module avoids heavy imports, since the main process only reads and writes files and needs no model.
 """
 
 import importlib
@@ -30,7 +30,7 @@ EXIT_SECONDS = 10.0  # maximum wait for the exit status of a process that has en
 
 
 class WorkerError(RuntimeError):
-    """An unexpected error in a worker process; the message holds its traceback."""
+    """An unexpected error in a worker process; the message contains its traceback."""
 
 
 def cores() -> int:
@@ -61,11 +61,11 @@ def _count(number: int, noun: str, ending: str = "s") -> str:
 
 
 class _Worker:
-    """A process that predicts one chunk at a time, and this process's end of its pipe."""
+    """A worker process that predicts one chunk at a time, and the main process's end of the pipe to it."""
 
     def __init__(self, process: Any, pipe: Any, name: str) -> None:
         self.process, self.pipe, self.name = process, pipe, name
-        self.error: Exception | None = None  # of loading, after which the process is of no use
+        self.error: Exception | None = None  # the error while loading, after which the process cannot be used
 
     def load(self) -> tuple[Any, ...]:
         """Wait until the predictor is loaded, and return its `chunk_rows`, `columns`, `identity` and `readers`."""
@@ -80,7 +80,7 @@ class _Worker:
         """Return the predictions of a chunk. The process does not get the Arrow data, which only the writer needs."""
         if self.error is not None:
             raise self.error
-        with suppress(OSError):  # it has ended: there is no reply either
+        with suppress(OSError):  # the process has ended, so it does not reply either
             self.pipe.send(replace(chunk, table=None))
         return self._receive(f"while it predicted rows {chunk.first} to {chunk.first + len(chunk) - 1}")
 
@@ -92,7 +92,7 @@ class _Worker:
             code = self.process.exitcode or 0
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             raise UnfinishedError(
-                f"{self.name} (pid {self.process.pid}) {how} {when}. Memory may be insufficient, since each process holds "
+                f"{self.name} (pid {self.process.pid}) {how} {when}. Memory may be insufficient, since each process loads "
                 "the model; allowed: fewer --processes, or a smaller --batch-size"
             ) from error
         if isinstance(reply, Exception):
@@ -158,12 +158,12 @@ class PredictorPool:
         because only the writer needs it.
 
         Args:
-            read: yields the chunks; called with the predictor's `chunk_rows`, `columns`, `identity` and `readers` once one is
-                loaded.
-            recorded: returns recorded predictions of a chunk, or None if they must be computed.
+            read: yields the chunks. It is called with `chunk_rows`, `columns`, `identity` and `readers` of the predictor, once it
+                is loaded.
+            recorded: returns the recorded predictions of a chunk, or None if they must be computed.
 
         Raises:
-            UserError: the first error in file order; the model cannot be loaded; or a process has ended.
+            UserError: rows cannot be predicted (first error in file order), the model cannot be loaded, or a process has ended.
             WorkerError: an unexpected error in a process.
         """
 
@@ -185,7 +185,7 @@ class PredictorPool:
             self._idle.put(worker)
 
     def _predict(self, chunk: Batch) -> Any:
-        worker = self._idle.get()  # there is one for each thread
+        worker = self._idle.get()  # there is a worker for each thread
         try:
             return worker.predict(chunk)
         finally:
@@ -234,7 +234,7 @@ def _work(pipe: Any, number: int, module: str, name: str, arguments: dict[str, A
     guard_output()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before the libraries that read it are imported
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # tokenizers
-    console.quiet = number > 0  # every process would print the same while loading
+    console.quiet = number > 0  # every process would print the same messages while loading
     predictors: list[Any] = []
 
     def load() -> tuple[int, list[str], dict[str, Any], dict[str, Any]]:
@@ -255,7 +255,7 @@ def _work(pipe: Any, number: int, module: str, name: str, arguments: dict[str, A
 
 
 def _reply(task: Callable[[], Any]) -> Any:
-    """Return the result of a task, or its error in a form that can be pickled: some exceptions of libraries cannot."""
+    """Return the result of a task, or its error in a form that can be pickled, since some exceptions of libraries cannot."""
     try:
         return task()
     except UserError as error:

@@ -19,7 +19,7 @@ LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # characters tha
 
 
 class _UnixLines:
-    """Replaces the line end `\\r\\n` of `csv` by `\\n`. `csv` quotes cells with either character only if it writes `\\r\\n`."""
+    """Writes `\\n` in place of the `\\r\\n` of `csv`, which quotes cells that contain `\\r` only if it writes `\\r\\n`."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -31,22 +31,22 @@ class _UnixLines:
 class Writer:
     """Writes columns to a file, chunk by chunk, in the format of a file extension.
 
-    Columns of a Parquet input are Arrow data. They are written to Parquet unchanged, and to text formats by `text_cells`.
+    Columns of a Parquet input are Arrow data. Parquet output gets them unchanged; `text_cells` converts them for text formats.
     """
 
     def __init__(self, target: Path | BinaryIO | TextIO, ending: str, types: Mapping[str, str] | None = None) -> None:
         """Create a file.
 
         Args:
-            target: a path, written completely or not at all; or an open binary file or (for text formats) text stream, which is
-                not closed.
+            target: a path, whose file is written completely or not at all; or an open binary file or, for text formats, an open
+                text stream, which is not closed.
             ending: the file extension.
-            types: Arrow types by column, for columns of a Parquet file without any value.
+            types: names of Arrow types by column, used for Parquet columns in which every value is null.
         """
         self.ending = ending
         self.names: list[str] = []
         self.rows = 0  # rows written so far, in CSV and JSONL
-        self.not_finite = self.first_not_finite = 0  # values written with null instead of a number, and the row of the first
+        self.not_finite = self.first_not_finite = 0  # values with null instead of a number, and the row of the first
         self.opened = ExitStack()
         file: Any = self.opened.enter_context(replacing(target)) if isinstance(target, Path) else target
         self.parquet: Any = None
@@ -64,10 +64,10 @@ class Writer:
 
         Args:
             columns: Python values by column.
-            table: a `pyarrow.Table` with the same number of rows, written in the columns before `columns`; or None.
+            table: a `pyarrow.Table` with the same number of rows, whose columns are written before `columns`; or None.
 
         Raises:
-            UserError: the format cannot hold a value, or a column that appears after the first rows.
+            UserError: the format does not support a value, or a column that first appears after the first rows.
         """
         if self.parquet is not None:
             self.parquet.write(columns, table)

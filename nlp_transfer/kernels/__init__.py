@@ -1,8 +1,8 @@
-"""Fast CPU kernels for training and inference, behind one entry point.
+"""Fast CPU kernels for training and inference. `accelerated` switches them on.
 
 `accelerated(model)` is a context for forward and backward passes; `accelerated(model, optimizer)` also clips gradients and
-updates embedding tables. Results are those of PyTorch up to rounding, and dropout masks are other random draws. Each kernel is
-tested against the function that it replaces.
+updates embedding tables. Results are equal to those of PyTorch up to rounding, except that other dropout masks are drawn. Each
+kernel is tested against the function that it replaces.
 """
 
 from nlp_transfer.kernels.acceleration import Acceleration, accelerated

@@ -11,7 +11,7 @@ from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
 from nlp_transfer.kernels.sparse_adamw import SparseAdamWTable
 
-MIN_SPARSE_ROWS = 2048  # dense updates of smaller tables are cheap
+MIN_SPARSE_ROWS = 2048  # smaller tables are not lazy, since dense updates of them are cheap
 
 
 def accelerated(
@@ -24,9 +24,9 @@ def accelerated(
 ) -> "Acceleration":
     """Return a context in which forward and backward passes of a model use the fast CPU kernels.
 
-    Inside the context, dropout, and in bf16 also attention and linear layers, use the kernels of this package. Calls that a
-    kernel does not support go to PyTorch, and models on other devices do not change. The context can be entered any number of
-    times. Do not combine it with gradient checkpointing, which recomputes activations outside of the context.
+    Inside the context, dropout uses the kernels of this package; in bf16, attention and linear layers use them too. PyTorch
+    handles calls that a kernel does not support, and models on devices other than the CPU. The context can be entered any
+    number of times. Do not combine it with gradient checkpointing, which recomputes activations outside of the context.
 
     Example:
         fast = accelerated(model, optimizer)
@@ -37,13 +37,14 @@ def accelerated(
         fast.sync()  # before anything else reads the weights
 
     Args:
-        model: unwrapped, on the device on which it computes.
-        optimizer: of the model's trainable parameters; as prepared by Accelerate, or one of PyTorch. None: inference.
+        model: the unwrapped model, on the device on which it computes.
+        optimizer: the optimizer of the trainable parameters of the model, as prepared by Accelerate or as created by PyTorch.
+        None: inference.
         enabled: False: use PyTorch's functions only.
-        logits_only: whether passes use only the logits of the model. If its classifier reads the first token, the last layer
-            then computes no other token, and its hidden states and attention weights are not available.
-        lazy_updates: whether nothing but the model's embedding lookups reads its weights before the next `sync`. With fused
-            AdamW, each row of a large embedding table is then updated when it is next looked up.
+        logits_only: whether only the logits of the model are used. If its classifier reads the first token, the last layer then
+        computes only that token, and the hidden states and attention weights of that layer are not available.
+        lazy_updates: whether, until the next `sync`, only the embedding lookups of the model read its embedding tables. With
+            fused AdamW, each row of a large embedding table is then updated only when it is next looked up.
     """
     return Acceleration(model, optimizer, enabled, logits_only, lazy_updates)
 
@@ -59,7 +60,7 @@ class Acceleration:
         self._layer: nn.Module | None = None
         self._functions: FastFunctions | None = None
         self._active: list[ExitStack] = []
-        self._factor = 1.0  # on the gradient of the next optimizer step
+        self._factor = 1.0  # by which the next optimizer step multiplies gradients
         if enabled and next(model.parameters()).device.type == "cpu":
             keep_freed_memory()
             self._layer = last_layer(model) if logits_only else None
@@ -102,7 +103,7 @@ class Acceleration:
 
     @torch.no_grad()
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Return copies of the gradients that `step` applies, by parameter name. Call it after clipping."""
+        """Return copies of the clipped gradients that `step` will apply, by parameter name. Call this after `clip`."""
         scale = float(1 / self._inner.grad_scale) if hasattr(self._inner, "grad_scale") else 1.0
         gradients = {name: p.grad * scale for name, p in self.model.named_parameters() if p.grad is not None}
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
@@ -130,12 +131,12 @@ class Acceleration:
             table.pending.clear()
 
     def sync(self) -> None:
-        """Apply all updates that lazy tables have postponed. Call it before anything reads the weights."""
+        """Apply all updates that lazy tables have postponed. Call this before reading the weights."""
         for table in self._tables:
             table.sync_all()
 
     def _make_others_dense(self) -> None:
-        """Bring tables up to date that were lazy before a run was resumed without lazy updates."""
+        """Apply the missed updates of tables that were lazy in an earlier part of the run but are not lazy now."""
         lazy = {id(table.table) for table in self._tables}
         for parameter in self._trained:
             if id(parameter) not in lazy and "seen" in self._inner.state.get(parameter, {}):
@@ -143,7 +144,7 @@ class Acceleration:
 
 
 def _is_fused_adamw(optimizer: Any) -> bool:
-    """Return whether lazy tables take the same steps as an optimizer."""
+    """Return whether lazy tables can reproduce the steps of an optimizer."""
     options = optimizer.defaults
     return type(optimizer) is torch.optim.AdamW and bool(options["fused"]) and not (options["amsgrad"] or options["maximize"])
 

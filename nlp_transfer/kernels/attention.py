@@ -1,8 +1,9 @@
 """Scaled dot-product attention in bf16 on CPUs.
 
-PyTorch's fused CPU kernel is optimized for long sequences. Its backward pass takes much longer than its matrix products (ten
-times for 32 x 16 tokens, twice for 16 x 256). With dropout, PyTorch falls back to an implementation that copies the scores
-several times. This implementation writes scores and probabilities once, in bf16, and computes the softmax in fp32.
+PyTorch's fused CPU kernel is optimized for long sequences. Its backward pass takes much longer than the matrix products in it:
+ten times as long for 32 rows of 16 tokens, twice as long for 16 rows of 256 tokens. With dropout, PyTorch falls back to an
+implementation that copies the scores several times. This implementation writes scores and probabilities once, in bf16, and
+computes the softmax in fp32.
 """
 
 from typing import Any
@@ -18,7 +19,8 @@ FLOATS = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # fp3
 def in_fp32(columns: int) -> bool:
     """Return whether the softmax of bf16 rows with `columns` elements is faster in fp32.
 
-    Such rows fill an fp32 register but not a bf16 one, and PyTorch processes rows shorter than a register element by element.
+    This is the case if a row fills an fp32 register but not a bf16 register. PyTorch processes a row that is shorter than a
+    register element by element.
     """
     return FLOATS <= columns < 2 * FLOATS
 
@@ -81,9 +83,9 @@ def attention(
 
     Args:
         query: bf16 of shape (rows, heads, tokens, width). `key` and `value` may have another number of tokens.
-        bias: added to the scores, of a shape that broadcasts to (rows, heads, tokens, key tokens); gets no gradient.
+        bias: added to the scores. Its shape must broadcast to (rows, heads, tokens, key tokens). It gets no gradient.
         p: dropout probability.
-        scale: factor on the products of queries and keys.
+        scale: factor on the scores before `bias` is added.
 
     Returns:
         bf16 of shape (rows, heads, tokens, width).
@@ -92,7 +94,7 @@ def attention(
 
 
 def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert an attention mask to a bias of the same shape. A mask is bool (true: attend) or already a bias.
+    """Convert an attention mask to a bias of the same shape. The mask is either bool (true: attend) or already a bias.
 
     Masked positions get the smallest finite number, so that a fully masked row does not become NaN.
     """

@@ -1,8 +1,8 @@
 """Dropout with few random numbers and integer arithmetic.
 
-On CPUs PyTorch draws a random number per element, one at a time, so dropout takes longer than layer normalization and residual
-connection together. This implementation uses one 64-bit random number for four elements in bf16 or two in fp32, and computes
-and applies the mask with integer operations.
+On CPUs, PyTorch draws one random number per element, so dropout takes longer than layer normalization and the residual
+connection together. This implementation draws one 64-bit random number for four elements in bf16, or for two in fp32, and
+computes and applies the mask with integer operations.
 """
 
 import math
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 WORDS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-"""Integer type of the same width, by floating-point type."""
+"""For each floating-point type, the integer type of the same width."""
 
 
 def keep_mask(shape: torch.Size, p: float, dtype: torch.dtype) -> torch.Tensor:
     """Draw a dropout mask: -1 (all bits set) to keep an element, 0 to drop it, in the integer type of `dtype`.
 
-    Elements are dropped with probability `p`, rounded to 15 bits (fp32: 31 bits). The seed comes from PyTorch's generator, so
-    restoring its state, as gradient checkpointing does, reproduces the mask.
+    Elements are dropped with probability `p`, rounded to 15 bits (fp32: 31 bits). The seed comes from the random generator of
+    PyTorch. Restoring the state of the generator, as gradient checkpointing does, therefore reproduces the mask.
     """
     integer = WORDS[dtype]
     bits = 8 * integer.itemsize - 1
@@ -34,7 +34,7 @@ def keep_mask(shape: torch.Size, p: float, dtype: torch.dtype) -> torch.Tensor:
 
 
 def apply_mask(values: torch.Tensor, mask: torch.Tensor, p: float) -> torch.Tensor:
-    """Return a new tensor of the kept elements, scaled by 1 / (1 - p), and zeros."""
+    """Return a new tensor in which kept elements are scaled by 1 / (1 - p) and dropped elements are zero."""
     scaled = values * (1 / (1 - p))
     scaled.view(mask.dtype).bitwise_and_(mask)
     return scaled
@@ -56,9 +56,9 @@ class Dropout(torch.autograd.Function):
 
 
 def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
-    """Return a new tensor, with elements dropped with probability `p` (0 <= p < 1) and the others scaled by 1 / (1 - p).
+    """Return a new tensor in which each element is dropped with probability `p` (0 <= p < 1) or else scaled by 1 / (1 - p).
 
     Args:
-        values: of any shape, in bf16, fp16 or fp32, on the CPU.
+        values: bf16, fp16 or fp32 of any shape, on the CPU.
     """
     return Dropout.apply(values, p)

@@ -1,8 +1,8 @@
 """Compute the last layer of an encoder only for the first token.
 
-A classifier on the first token discards the other outputs of the last layer. Keys and values are needed for all tokens, the
-rest (10 of the layer's 12 width-by-width matrix products) only for the first one. Logits and gradients are equal up to
-rounding.
+A classifier on the first token discards the outputs of the last layer for all other tokens. The layer must compute keys and
+values for all tokens, but the rest (10 of its 12 width-by-width matrix products) only for the first one. Logits and gradients
+are the same up to rounding.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "data2vec-text", "distilbert")
-"""Model types with a sequence classifier on the first token of the last layer, and with supported layers."""
+"""Supported model types: the sequence classifier reads the first token of the last layer."""
 
 
 def last_layer(model: nn.Module) -> nn.Module | None:
-    """Return the last layer if only its first token is used; None if all tokens are, or if the model is not supported."""
+    """Return the last layer, if the model uses only its first token. None: all tokens are used, or the model is not supported."""
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         return None
@@ -91,7 +91,7 @@ def _distilbert(
 
 
 def _is_supported(mask: Any, others: tuple[Any, ...], named: dict[str, Any]) -> bool:
-    """Return whether a layer was called with only states and, if any, a mask of shape (rows, 1 or heads, tokens, tokens)."""
+    """Return whether a layer was called only with states and optionally a mask of shape (rows, 1 or heads, tokens, tokens)."""
     extra = (*others, *(named.get(name) for name in ("past_key_values", "encoder_hidden_states")))
     return (mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4)) and all(value is None for value in extra)
 

@@ -1,4 +1,4 @@
-"""Replace PyTorch functions by fast kernels in any model, without changing the model."""
+"""Replace PyTorch functions with fast kernels in any model, without changing the model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,19 +12,19 @@ from nlp_transfer.kernels.attention import attention, attention_bias
 from nlp_transfer.kernels.dropout import WORDS, dropout
 from nlp_transfer.kernels.linear import Bf16Copies, linear
 
-SCORES = 2**26  # attention scores to hold in memory (128 MiB); for more, PyTorch's kernel is used, which holds few
+SCORES = 2**26  # maximum number of attention scores in memory (128 MiB); for more, use PyTorch's kernel, which stores few
 
-Lookup = Callable[[torch.Tensor, int | None], torch.Tensor]  # token ids and padding index -> vectors
+Lookup = Callable[[torch.Tensor, int | None], torch.Tensor]  # (token ids, padding index) -> vectors
 
 
 class FastFunctions(TorchFunctionMode):
     """Context in which dropout, linear layers, attention and embedding lookups use the kernels of this package.
 
-    Calls that a kernel does not support (other devices, precisions or arguments) go to PyTorch. Do not combine it with gradient
-    checkpointing, which recomputes activations outside of this context and would get other values.
+    PyTorch handles calls that a kernel does not support (other devices, precisions or arguments). Do not combine the context
+    with gradient checkpointing, which recomputes activations outside of it and would get other values.
 
     Args:
-        lookups: replacements of the embedding lookup, by `id` of the table.
+        lookups: functions that replace the embedding lookup, each under the `id` of its table.
     """
 
     def __init__(self, lookups: Mapping[int, Lookup] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Linear layers in bf16 that cast fp32 weights once per update instead of once per forward pass."""
+"""Linear layers in bf16. They cast fp32 weights once per weight update instead of once per forward pass."""
 
 from typing import Any
 
@@ -10,13 +10,14 @@ from torch.nn import functional as F
 def not_a_view(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Reshape the result of a custom autograd function without registering a view.
 
-    Autograd forbids in-place changes (as in Longformer) of views returned by custom functions. Do not use `tensor` afterwards.
+    Autograd forbids in-place changes of views that custom functions return, but Longformer makes such changes. Do not use
+    `tensor` afterwards.
     """
     return torch.ops.aten._unsafe_view(tensor, shape)
 
 
 class Bf16Copies:
-    """Cache of bf16 copies of fp32 parameters. A copy is updated when its parameter has changed."""
+    """Cache of bf16 copies of fp32 parameters. A copy is renewed if its parameter has changed."""
 
     def __init__(self) -> None:
         # The references to parameters prevent reuse of their ids.
@@ -24,7 +25,7 @@ class Bf16Copies:
         self._changes = 0
 
     def invalidate(self) -> None:
-        """Mark trainable parameters as changed. Call it after fused optimizers, which do not update a tensor's version."""
+        """Mark trainable parameters as changed. Call this after fused optimizer steps, which do not update tensor versions."""
         self._changes += 1
 
     def of(self, parameter: nn.Parameter) -> torch.Tensor:
@@ -32,14 +33,14 @@ class Bf16Copies:
         cached, version = self._copies.get(id(parameter)), (self._changes * parameter.requires_grad, parameter._version)
         if cached is not None and cached[1] == version:
             return cached[2]
-        with torch.inference_mode(False), torch.no_grad():  # training also uses copies that were made during prediction
+        with torch.inference_mode(False), torch.no_grad():  # so that training can use copies made in prediction
             copy = parameter.detach().to(torch.bfloat16) if cached is None else cached[2].copy_(parameter)
         self._copies[id(parameter)] = (parameter, version, copy)
         return copy
 
 
 class Linear(torch.autograd.Function):
-    """Linear layer, bit for bit as under autocast: products in bf16, gradients of the parameters in fp32."""
+    """Linear layer that computes the same bits as under autocast: products in bf16, gradients of the parameters in fp32."""
 
     @staticmethod
     def forward(

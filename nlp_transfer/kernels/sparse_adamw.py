@@ -1,9 +1,9 @@
 """Lazy AdamW for embedding tables: rows are updated only when they are needed.
 
-A step looks up few rows of the vocabulary, but AdamW updates all of them, by momentum and weight decay. In a small encoder they
-are half of the parameters. This implementation updates a row when it is next looked up, and all rows before evaluation and
-saving. The missed updates of a row form a geometric series, so one multiplication replaces any number of steps. The result
-equals dense AdamW up to rounding (`tests/equivalence/test_rows.py`).
+A step looks up few rows of an embedding table, but AdamW updates all rows, because of momentum and weight decay. In a small
+encoder, these rows are half of the parameters. This implementation updates a row when it is next looked up, and all rows before
+evaluation and saving. The missed updates of a row form a geometric series, so one multiplication replaces any number of missed
+steps. The result equals that of dense AdamW up to rounding (`tests/equivalence/test_rows.py`).
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-SYNC_INTERVAL = 128  # steps between updates of all rows; limits the number of stored learning rates
+SYNC_INTERVAL = 128  # number of steps between updates of all rows; it limits the number of stored learning rates
 Pending = list[tuple[torch.Tensor, torch.Tensor]]
-"""Row indices (int64) and their gradients (fp32, of shape (rows, width)) of each lookup."""
+"""For each lookup, the row indices (int64) and the gradients of these rows (fp32, of shape (rows, width))."""
 
 
 class _Lookup(torch.autograd.Function):
-    """Looks up rows of a table and collects their gradients instead of a gradient of the entire table."""
+    """Looks up rows of a table. Collects the gradients of these rows instead of computing a gradient of the entire table."""
 
     @staticmethod
     def forward(
@@ -42,8 +42,9 @@ class _Lookup(torch.autograd.Function):
 class SparseAdamWTable:
     """Sparse AdamW updates of one embedding table, fp32 of shape (vocabulary, width) on the CPU.
 
-    All state is in the optimizer state of the table, and therefore in checkpoints: AdamW's moments; `seen` (int32, of shape
-    (vocabulary,)), the step of the last update of each row; and `rates` (fp32), the latest learning rates.
+    All state is in the optimizer state of the table, and therefore in checkpoints. It consists of the moments of AdamW; `seen`
+    (int32, of shape (vocabulary,)), the step in which each row was last updated; and `rates` (fp32), the most recent learning
+    rates.
     """
 
     def __init__(self, table: nn.Parameter, optimizer: torch.optim.AdamW) -> None:
@@ -57,7 +58,7 @@ class SparseAdamWTable:
         if "seen" not in self.state:
             self.state["seen"] = torch.full((len(table),), self.steps, dtype=torch.int32)
             self.state["rates"] = torch.zeros(0)
-        self.state["seen"] = self.state["seen"].int()  # loading an optimizer state converts it to the type of the weights
+        self.state["seen"] = self.state["seen"].int()  # `load_state_dict` converts it to the type of the weights
 
     @property
     def steps(self) -> int:
@@ -65,13 +66,13 @@ class SparseAdamWTable:
         return int(self.state["step"])
 
     def lookup(self, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
-        """Return the updated rows of token ids: fp32 of shape (*ids.shape, width). Row `padding` gets no gradient."""
+        """Update the rows of token ids and return them, fp32 of shape (*ids.shape, width). Row `padding` gets no gradient."""
         rows, positions = torch.unique(ids, return_inverse=True)
         self.sync(rows)
         return _Lookup.apply(self.table, positions, rows, padding, self.pending)
 
     def gradient(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the rows looked up since the last step (int64) and their gradients (fp32, (rows, width)), or None."""
+        """Return the rows looked up since the last step (int64) and their gradients (fp32, (rows, width)). None: no lookups."""
         if len(self.pending) > 1:  # several micro-batches, or several lookups in one forward pass
             rows, positions = torch.unique(torch.cat([rows for rows, _ in self.pending]), return_inverse=True)
             total = torch.zeros(len(rows), self.table.shape[1])
@@ -80,7 +81,7 @@ class SparseAdamWTable:
         return self.pending[0] if self.pending else None
 
     def gradient_norm(self) -> torch.Tensor | None:
-        """Return the norm of the gradient.
+        """Return the norm of the gradient of the rows.
 
         If the table also has a dense gradient, add the gradient of the rows to it and return None.
         """
@@ -93,16 +94,16 @@ class SparseAdamWTable:
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        """Update the rows that were looked up. Call it before the step of the optimizer.
+        """Update the rows that were looked up. Call this before the step of the optimizer.
 
         Args:
-            factor: factor on the gradients, for clipping.
+            factor: number by which gradients are multiplied, for clipping.
         """
         now = self.steps + 1
         if now % SYNC_INTERVAL == 0 or self.table.grad is not None:
             self.sync_all()
         self.state["rates"] = torch.cat([self.state["rates"], torch.tensor([self.group["lr"]])])[-2 * SYNC_INTERVAL :]
-        if self.table.grad is not None:  # the optimizer updates all rows
+        if self.table.grad is not None:  # then the optimizer updates all rows
             self.gradient_norm()
             self.state["seen"].fill_(now)
             return
@@ -126,15 +127,15 @@ class SparseAdamWTable:
         self.sync(torch.arange(len(self.table), device=self.table.device))
 
     def make_dense(self) -> None:
-        """Apply the missed updates of all rows; leave later updates to the optimizer."""
+        """Apply the missed updates of all rows, and leave later updates to the optimizer."""
         self.sync_all()
         del self.state["seen"], self.state["rates"]
 
     @torch.no_grad()
     def sync(self, rows: torch.Tensor) -> None:
-        """Apply the missed updates of rows, on any device: a resumed run may use a GPU.
+        """Apply the missed updates of rows. The table can be on any device, since a resumed run may use a GPU.
 
-        Without a gradient, moments decay, and weights change by momentum and weight decay.
+        In a missed step a row has no gradient: its moments decay, and its weights change by momentum and weight decay.
         """
         now, seen = self.steps, self.state["seen"]
         rows = rows[seen[rows] < now]
@@ -155,25 +156,25 @@ class SparseAdamWTable:
         seen.index_fill_(0, rows, now)
 
     def _missed(self, since: np.ndarray, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Sum up the missed updates of rows that were last updated at the steps `since`.
+        """Sum up the missed updates of rows that were last updated in the steps `since`.
 
         In the k-th missed step a weight moves by lr / c1 * b1^k m / (sqrt(b2^k v) / sqrt(c2) + eps), where m and v are the
-        moments at the last update and c1 and c2 the bias corrections of the step. With sqrt(b2^k / c2) factored out of the
-        denominator this is a factor times m / (sqrt(v) + e), with e = eps * sqrt(c2 / b2^k). As e varies little between
-        steps, its weighted mean is used for all of them.
+        moments after the last update, and c1 and c2 are the bias corrections of the step. After factoring sqrt(b2^k / c2) out
+        of the denominator, this is a factor times m / (sqrt(v) + e), with e = eps * sqrt(c2 / b2^k). Since e varies little from
+        step to step, its weighted mean is used for all missed steps.
 
         Args:
             since: int of shape (n,), distinct steps.
             now: the current step.
 
         Returns:
-            Four float64 arrays of shape (n,): the factor on the weights from decay; the sum of the factors on m / (sqrt(v) +
-            e); e; and the number of missed steps.
+            Four float64 arrays of shape (n,): the factor by which decay multiplies the weights; the sum of the factors on m /
+            (sqrt(v) + e); e; and the number of missed steps.
         """
         (beta1, beta2), eps = self.group["betas"], self.group["eps"]
         steps = np.arange(int(since.min()) + 1, now + 1)
         rates = self.state["rates"].cpu().numpy()[-len(steps) :].astype(np.float64)
-        # log of the decay before each step, and after the last one
+        # logarithm of the total decay before each step, and after the last step
         log_decay = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])
         k = steps - since[:, None]
         corrected, shrunk = np.sqrt(1 - beta2**steps), beta2 ** (np.maximum(k, 0) / 2)

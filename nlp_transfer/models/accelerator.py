@@ -1,4 +1,4 @@
-"""Set up Accelerate: processes, precision and trackers; release prepared models."""
+"""Set up the processes, the precision and the trackers of Accelerate, and release prepared models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,15 +26,16 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     Precision and gradient accumulation are not read from Accelerate's configuration or environment.
 
     Args:
-        training: settings, of which `process_timeout` and `trackers` are used.
-        precision: `fp32`, `bf16` or `fp16`. Every process uses the value of rank 0 (`mixed_precision` of the result).
+        training: the settings of training. Only `process_timeout` and `trackers` are used.
+        precision: `fp32`, `bf16` or `fp16`. Every process uses the value of rank 0, which the result has as
+            `mixed_precision`.
         output_dir: folder in which trackers write.
 
     Raises:
         UserError: the processes of a launcher do not form one group, Accelerate does not support this device or configuration, or
             a tracker is not available.
     """
-    # Accelerate's state outlives a job; without this, later jobs of the process would have the precision of the first.
+    # Accelerate's state outlives a run. Without this, later runs in this process would have the precision of the first.
     AcceleratorState._reset_state(reset_partial_state=False)
     _check_gpu_count()
     try:
@@ -42,14 +43,14 @@ def make_accelerator(training: TrainingConfig, precision: str, output_dir: Path 
     except ValueError as error:
         raise UserError(f"training.trackers: found {training.trackers}: {error}") from error
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=training.process_timeout))
-    on_cpu = device_type() == "cpu"  # without this, plain torchrun on CPUs would start unrelated jobs
+    on_cpu = device_type() == "cpu"  # without this, processes that torchrun starts on CPUs would not form a group
     try:
         PartialState(on_cpu, **group.to_kwargs())
         precision = broadcast_from_main(precision)
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="no" if precision == "fp32" else precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the environment's would divide gradients
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # larger numbers would divide gradients
             dynamo_backend="no",
             kwargs_handlers=[group],
             log_with=training.trackers or None,
@@ -107,11 +108,11 @@ def allow_unused_parameters(accelerator: Accelerator) -> None:
 def release_model(accelerator: Accelerator, model: torch.nn.Module, original_forward: Any = None) -> None:
     """Undo `accelerator.prepare`, so that the model can be prepared again.
 
-    Accelerate marks a prepared model, and does not prepare a marked model again: without this, the next phase would compute in
-    fp32 regardless of the precision.
+    Accelerate marks a prepared model, and does not prepare a marked model again. Without this function, the next phase would
+    therefore compute in fp32 regardless of the precision.
 
     Args:
-        original_forward: instance attribute `forward` of the model before `prepare`; None: it had none.
+        original_forward: the instance attribute `forward` of the model before `prepare`; None if it had none.
     """
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         vars(model).pop(name, None)
@@ -145,7 +146,7 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Return whether a flag is set in any process. Call it in all of them."""
+    """Return whether a flag is set in at least one process. All processes must call this function."""
     if accelerator.num_processes == 1:
         return flag
     total: torch.Tensor = accelerator.reduce(torch.tensor([float(flag)], device=accelerator.device), "sum")

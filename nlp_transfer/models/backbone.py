@@ -1,8 +1,8 @@
-"""Split the encoder of a model at a layer: run the layers up to it alone, or all that follows alone.
+"""Split the encoder of a model at a layer, and run only the layers up to it or only what follows.
 
-Both are passes of the family's `forward`, because each family builds positions, masks and relative biases in its own way. The
-layers that such a pass does not need are replaced while it runs, by functions that return known states. Modules, parameter names
-and hooks do not change, so optimizers, PEFT, DistributedDataParallel and saving are not affected.
+Both parts run through the family's `forward`, because families differ in how they build positions, masks and relative biases.
+During such a pass, functions that return known hidden states replace the layers that are not needed. Modules, parameter names and
+hooks do not change, so optimizers, PEFT, DistributedDataParallel and saving are not affected.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,14 +29,14 @@ class Backbone:
         self.encoder: Any = getattr(model, str(model.base_model_prefix))
         self.layers: list[nn.Module] = list(model.get_submodule(find_layers(model).prefix))  # type: ignore[call-overload]
         self._as_output: Callable[[torch.Tensor], Any] | None = None
-        """Puts hidden states into the form that layers return; None: not known yet."""
+        """Converts hidden states to the type that layers return. None until a layer has run in `run_from`."""
 
     def encode_to(self, depth: int, **inputs: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states of shape (rows, tokens, width) that leave the lowest `depth` layers; no other layer runs.
+        """Run only the lowest `depth` layers, and return their output: hidden states of shape (rows, tokens, width).
 
         Args:
             depth: 1 to the number of layers.
-            inputs: of the encoder, such as `input_ids` and `attention_mask`.
+            inputs: inputs of the encoder, such as `input_ids` and `attention_mask`.
         """
         outputs: list[Any] = []
 
@@ -53,12 +53,12 @@ class Backbone:
 
     @contextmanager
     def run_from(self, depth: int, states: torch.Tensor) -> Iterator[None]:
-        """Let passes of the model start above the lowest `depth` layers, which do not run.
+        """Let forward passes of the model skip the lowest `depth` layers inside the context.
 
-        Embeddings run as usual: masks and relative positions depend on token ids.
+        The embeddings still run, because masks and relative positions depend on token ids.
 
         Args:
-            states: what `encode_to(depth)` returned for the same inputs.
+            states: the result of `encode_to(depth)` for the same inputs.
         """
 
         def skip(live: Forward) -> Forward:
@@ -74,17 +74,17 @@ class Backbone:
 
     @contextmanager
     def run_head(self, vectors: torch.Tensor) -> Iterator[None]:
-        """Let passes of the model start after the encoder; its pooler still runs.
+        """Let forward passes of the model skip the encoder, except its pooler, inside the context.
 
         Args:
-            vectors: of shape (rows, width), used as the hidden state of a single token.
+            vectors: of shape (rows, width); each row is used as the hidden state of a single token.
         """
 
         def forward(*_: Any, **__: Any) -> BaseModelOutputWithPooling:
             states = vectors[:, None]
             pooler = getattr(self.encoder, "pooler", None)
             pooled = None if pooler is None else pooler(states[:, 0] if isinstance(pooler, nn.Linear) else states)
-            if isinstance(pooler, nn.Linear):  # ALBERT's, whose activation is another module
+            if isinstance(pooler, nn.Linear):  # ALBERT's pooler, whose activation is a separate module
                 pooled = self.encoder.pooler_activation(pooled)
             return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
 
@@ -93,7 +93,7 @@ class Backbone:
 
 
 def _same_form(output: Any) -> Callable[[torch.Tensor], Any]:
-    """Return a function that puts hidden states into the form of a layer's output, which is a tensor or starts with one."""
+    """Return a function that converts hidden states to the type of a layer's output: a tensor, or a tuple starting with one."""
     if not isinstance(output, (tuple, list)):
         return lambda states: states
     sequence, others = type(output), [None] * (len(output) - 1)
@@ -102,7 +102,7 @@ def _same_form(output: Any) -> Callable[[torch.Tensor], Any]:
 
 @contextmanager
 def _replaced(modules: Iterable[nn.Module], make: Callable[[Forward], Forward]) -> Iterator[None]:
-    """Replace the `forward` methods of modules by functions made from them."""
+    """Replace the `forward` method of each module with `make(forward)` inside the context."""
     before = {module: vars(module).get("forward") for module in modules}
     for module in before:
         module.forward = make(module.forward)

@@ -30,10 +30,10 @@ from nlp_transfer.utils.environment import default_cache
 from nlp_transfer.utils.errors import UserError
 
 Where = Literal["auto", "memory", "disk"]
-MAX_IN_MEMORY = 2**30  # bytes; `auto` caches larger features on disk
+MAX_IN_MEMORY = 2**30  # bytes; with `auto`, larger features are cached on disk
 HEAD_FIELDS = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path")  # features do not depend on these
 BATCH = 64
-VERSION = 2  # of the cached values
+VERSION = 2  # of the cached values; part of the fingerprint
 
 
 def cache_folder() -> Path:
@@ -43,13 +43,13 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class CachePoint:
-    """The point up to which a model is frozen: the output of the lowest `depth` layers, or of the encoder if None."""
+    """The point up to which a model is frozen: the output of the lowest `depth` layers, or if `depth` is None, of the encoder."""
 
     depth: int | None = None
 
     @property
     def column(self) -> str:
-        """The column of a batch that holds the cached features."""
+        """The column of a batch that contains the cached features."""
         return "pooled" if self.depth is None else "states"
 
 
@@ -61,7 +61,7 @@ def cache_tables(
     precision: str = "fp32",
     where: Where = "auto",
 ) -> dict[str, TokenTable]:
-    """Compute the features of all examples, or load them from an earlier run's file.
+    """Compute the features of all examples, or load them from the file of an earlier run.
 
     All processes of a run share the work. The features of the split `validation` are computed in fp32, so that its metrics
     equal those of the saved model.
@@ -69,12 +69,12 @@ def cache_tables(
     Args:
         tables: tokens by split.
         point: where the frozen part of the model ends.
-        where: `memory`, `disk`, or `auto` (disk above 1 GiB). A file on disk is memory-mapped, and named by a fingerprint of
-            the frozen weights, the tokens and the precision, so that later runs can reuse it.
+        where: `memory`, `disk`, or `auto` (disk for more than 1 GiB). A file on disk is memory-mapped. Its name is a fingerprint
+            of the frozen weights, the tokens and the precision, so that later runs can reuse it.
 
     Returns:
-        The tables with features in `cached`, float32: of shape (rows, width) at the encoder's output (with `layers: mix` of
-        shape (rows, layers + 1, width)), else one vector (width,) for each token.
+        The tables, with float32 features in `cached`. If the entire encoder is frozen, they have shape (rows, width), or
+        (rows, layers + 1, width) with `layers: mix`. Otherwise each token has a vector of shape (width,).
     """
     model.eval().to(device)
     cached = {}
@@ -95,7 +95,7 @@ def _cached(
 
     def fill(features: np.ndarray) -> None:
         compute = partial(_features, model, backbone, table, point=point, device=device, precision=precision)
-        # The same kernels as in training, since cached features replace live ones; a single context casts the weights only once.
+        # Training uses the same kernels, so cached features equal live ones. A single context casts the weights only once.
         with accelerated(model, logits_only=False):
             for rows, states in compute_in_batches(table, compute, f"encoding {split}"):
                 if point.depth is None:
@@ -133,14 +133,14 @@ def _write_array(path: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray]
 
 
 def compute_in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], title: str) -> Iterator[tuple[np.ndarray, Any]]:
-    """Apply a function to all rows, in batches of similar length that are distributed over the processes of a run.
+    """Apply a function to all rows, in batches of rows of similar length. The processes of a run share the batches.
 
     Args:
         compute: called with row indices, int64 of shape (batch,). Its results are pickled if there are several processes.
         title: title of the progress bar.
 
     Yields:
-        The row indices of a batch and its result; every process gets all batches.
+        The row indices and the result of each batch. Every process gets all batches.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
@@ -160,7 +160,7 @@ def compute_in_batches(table: TokenTable, compute: Callable[[np.ndarray], Any], 
 def _features(
     model: Any, backbone: Backbone, table: TokenTable, rows: np.ndarray, point: CachePoint, device: torch.device, precision: str
 ) -> np.ndarray:
-    """Return float32 features: of shape (rows, width) or (rows, layers + 1, width), or (tokens of all rows, width)."""
+    """Return float32 features: (rows, width) or (rows, layers + 1, width) if pooled, else (tokens of all rows, width)."""
     batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
     inputs = {name: batch[name] for name in (*table.ragged, "attention_mask") if name in batch and not is_target(name)}
     with torch.inference_mode(), autocast(device, precision):
@@ -170,7 +170,7 @@ def _features(
         if isinstance(model, EncoderHeadForSequenceClassification):
             return model.pooled_states(**inputs).float().cpu().numpy()
         states = backbone.encoder(**inputs).last_hidden_state
-        pooling = getattr(model.config, "classifier_pooling", "cls")  # only ModernBERT has a choice
+        pooling = getattr(model.config, "classifier_pooling", "cls")  # only ModernBERT has this setting
         return pool(states, inputs["attention_mask"], pooling).float().cpu().numpy()
 
 

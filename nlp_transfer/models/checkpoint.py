@@ -50,8 +50,8 @@ class Checkpoint:
         """Load and check the configuration.
 
         Raises:
-            UserError: the model cannot be found or read, is of an unknown type or one that needs other inputs than text, contains
-                code, or refers to files outside its folder.
+            UserError: the model cannot be found or read, its type is unknown or needs inputs other than text, it contains code,
+                or it refers to files outside its folder.
         """
         source = pin(source)
         check_model(source)
@@ -61,7 +61,7 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer, with a padding token, and without token types that the model has no embeddings for.
+        """The checkpoint's tokenizer. It always has a padding token, and never returns token types that the model cannot embed.
 
         Raises:
             UserError: the checkpoint has no tokenizer, or one that does not fit the model.
@@ -90,7 +90,7 @@ class Checkpoint:
 
     @cached_property
     def positions(self) -> int:
-        """Maximum input length by the position embeddings; 512 for a model without them."""
+        """Maximum input length that the position embeddings allow; 512 for a model without them."""
         return position_limit(encoder_config(self.config))
 
     @cached_property
@@ -109,8 +109,8 @@ class Checkpoint:
 
     @property
     def head(self) -> str | None:
-        """The head that the checkpoint was saved with: `SequenceClassification`, `TokenClassification`, `ConditionalGeneration`
-        ... (the end of the class name); None: no head, or not recorded."""
+        """The head that the checkpoint was saved with, named by the end of its class: `SequenceClassification`,
+        `ConditionalGeneration` ... None if it has no head or its class is not recorded."""
         match = HEAD.search(self.architecture)
         return match[1] if match else None
 
@@ -122,7 +122,7 @@ class Checkpoint:
 
         Args:
             auto_class: an Auto class of transformers, such as `AutoModelForSequenceClassification`.
-            overrides: fields of the configuration.
+            overrides: new values for fields of the configuration.
 
         Raises:
             UserError: the family has no such head, the weights cannot be read or are not finite, or the tokenizer does not fit.
@@ -166,7 +166,7 @@ class Checkpoint:
         check_finite(model, f"model: {self.source.name}", "another checkpoint, or a new copy of this one", model.new_parameters)
         try:
             tokenizer = None if "vocab_size" in overrides else self.tokenizer
-        except UserError:  # raised again for callers that need the tokenizer
+        except UserError:  # `tokenizer` raises it again for callers that need the tokenizer
             tokenizer = None
         if tokenizer is not None:
             fit_embeddings(model, tokenizer, self.source.name)

@@ -15,20 +15,20 @@ from nlp_transfer.models.layers import encoder_config, encoder_type
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
-# Families that require other inputs than text.
+# Families that require inputs other than text.
 OTHER_INPUTS = {
     "layoutlm": "the box of each word on its page", "layoutlmv2": "an image and the box of each word on it",
     "layoutlmv3": "an image and the box of each word on it", "lilt": "the box of each word on its page",
-    "tapas": "a table beside each text", "modernvbert": "images", "ultravbert": "images",
+    "tapas": "a table with each text", "modernvbert": "images", "ultravbert": "images",
 }  # fmt: skip
 # Families whose predictions depend on padding, although it is masked.
 PADDING_SENSITIVE = ("canine", "convbert", "fnet", "nystromformer", "yoso")
-MAX_ADDED_ROWS = 1024  # embedding rows for added tokens, in addition to doubling the table
+MAX_ADDED_ROWS = 1024  # a table may grow to twice its rows plus this number, for added tokens
 DEFAULT_POSITIONS = 512  # the limit for models without position embeddings
 
 
 def check_reads_text(config: Any, name: str) -> None:
-    """Raise a UserError if models of this family require other inputs than text."""
+    """Raise a UserError if models of this family require inputs other than text."""
     if inputs := OTHER_INPUTS.get(config.model_type):
         raise UserError(
             f"model: {name} is a {config.model_type} model, which needs {inputs}; allowed: families that read only text"
@@ -36,7 +36,7 @@ def check_reads_text(config: Any, name: str) -> None:
 
 
 def set_padding_token(tokenizer: Any, config: Any, name: str) -> None:
-    """Set a missing padding token: the configuration's, else the end token, else the unknown token.
+    """If the tokenizer has no padding token, use the configuration's, else the end token, else the unknown token.
 
     Raises:
         UserError: the tokenizer has none of these tokens.
@@ -56,7 +56,7 @@ def set_padding_token(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def drop_unknown_token_types(tokenizer: Any, config: Any, name: str) -> None:
-    """Stop a tokenizer from returning token types that the model cannot embed, such as RoBERTa's for the second text."""
+    """Stop a tokenizer from returning token types that the model cannot embed. For example, RoBERTa has only one type."""
     types, key = getattr(config, "type_vocab_size", None), "token_type_ids"
     if not types or key not in tokenizer.model_input_names:  # a model with 0 types ignores them
         return
@@ -106,7 +106,7 @@ def _meta_model(config: Any) -> nn.Module:
     try:
         with on_meta_device("config.json"):
             model: nn.Module = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
-    except Exception:  # any type; reported when the model is loaded
+    except Exception:  # errors of any type; loading the model will report them
         return nn.Module()
     return model
 
@@ -183,8 +183,8 @@ def split_by_length(model: Any, batches: list[np.ndarray], lengths: np.ndarray) 
     Without this, a prediction would depend on the other rows of its batch. Batches for other families are returned unchanged.
 
     Args:
-        batches: int64 row indices; each batch is sorted by length.
-        lengths: tokens of each row, int64 of shape (rows,).
+        batches: row indices of each batch, int64, sorted by length.
+        lengths: number of tokens in each row, int64 of shape (rows,).
     """
     config = getattr(model, "config", None)
     if config is None or encoder_type(config) not in PADDING_SENSITIVE:
@@ -193,7 +193,7 @@ def split_by_length(model: Any, batches: list[np.ndarray], lengths: np.ndarray) 
 
 
 def is_causal(config: Any) -> bool:
-    """Return whether the family is decoder-only: each token attends to the tokens before it."""
+    """Return whether the family is decoder-only, so that no token attends to later tokens."""
     family = type(config)
     is_decoder_only = family in MODEL_FOR_CAUSAL_LM_MAPPING and family not in MODEL_FOR_MASKED_LM_MAPPING
     return is_decoder_only and not config.is_encoder_decoder
@@ -208,8 +208,8 @@ def set_pooled_token(model: Any, tokenizer: Any) -> None:
 def add_padding_hooks(model: Any) -> None:
     """Add forward hooks that adapt the padding of inputs to the family.
 
-    Models that pool the last column of a batch (XLNet) get padding on the left. For models with a minimum input length (CANINE
-    downsamples characters), shorter inputs are padded to it.
+    Models that pool the last column of a batch (XLNet) get padding on the left. If a model has a minimum input length (CANINE,
+    which downsamples characters), shorter inputs are padded to this length.
     """
     if any(getattr(module, "summary_type", None) == "last" for module in model.modules()):
         model.register_forward_pre_hook(_pad_left, with_kwargs=True)

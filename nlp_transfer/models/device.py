@@ -19,7 +19,7 @@ def device_type() -> str:
 
 
 def inference_device() -> str:
-    """Return the device for predictions of a saved model, such as `cuda:0`: the one that training would use."""
+    """Return the device on which a saved model predicts, such as `cuda:0`. It is the device that training would use."""
     device = device_type()
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 

@@ -1,7 +1,7 @@
 """Train on cached features: start forward passes where the frozen part of the model ends.
 
-Everything above the cache point runs as usual, including dropout. The results therefore equal those of live features, without the
-forward pass of the frozen layers in every epoch.
+Everything above the cache point runs as usual, including dropout. The results therefore equal those of training without a cache,
+but the frozen layers do not run in every epoch.
 """
 
 from contextlib import ExitStack
@@ -24,11 +24,11 @@ from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.utils.errors import UserError, shorten
 
 TOLERANCE = 1e-4
-_HOOKS: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()  # of models with replay
+_HOOKS: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()  # hooks of each model with replay
 
 
 def enable_replay(model: PreTrainedModel, point: CachePoint) -> None:
-    """Let forward passes with cached features start at the cache point; without features they run as usual.
+    """Let forward passes start at the cache point if their inputs include cached features. Other passes run as usual.
 
     `disable_replay` restores the model.
 
@@ -65,10 +65,10 @@ def disable_replay(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_replay(model: PreTrainedModel, table: TokenTable, point: CachePoint, device: torch.device) -> None:
-    """Compare the logits from cached and from live features on up to four rows.
+    """Check on up to four rows that cached features give the same logits as live features.
 
     Raises:
-        UserError: they differ, or a pass fails, so this model family cannot be trained on cached features.
+        UserError: the logits differ, or a forward pass fails, so this model family cannot be trained on cached features.
     """
     family = encoder_type(model.config)
     live_table = replace(table.select(np.arange(min(4, len(table)))), cached={})

@@ -1,7 +1,8 @@
 """Register the toolkit's model type with transformers, without importing transformers.
 
-`import nlp_transfer` must be fast, since `nlp-transfer --help` runs it, but must enable `pipeline` to load a saved head.
-Therefore an import hook registers the head when transformers loads its Auto classes, or immediately if they are already loaded.
+`import nlp_transfer` must be fast, since `nlp-transfer --help` runs it, but afterwards `pipeline` must be able to load a saved
+head. Therefore an import hook registers the head when transformers loads its Auto classes, or immediately if they are already
+loaded.
 """
 
 import importlib
@@ -16,7 +17,7 @@ MODEL_TYPE = "nlp_transfer_encoder_head"
 
 
 def _register() -> None:
-    """Import the module that registers its classes at its end; without effect while that import is already running."""
+    """Import `heads`, which registers its classes. This has no effect while that import is already running."""
     importlib.import_module("nlp_transfer.models.heads")
 
 

@@ -1,7 +1,8 @@
-"""A configurable classification head on any encoder, as a new model type of transformers.
+"""A configurable classification head for any encoder, with a new model type for transformers.
 
-No class of transformers has such a head, so under an existing model type it would load silently with random weights. Plain
-transformers refuses the new model type; `import nlp_transfer` registers it with the Auto classes and `pipeline`.
+No class of transformers has such a head. If a model with this head were saved under an existing model type, transformers would
+silently load it with random weights.
+transformers refuses the new type until `import nlp_transfer` registers it with the Auto classes and `pipeline`.
 """
 
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class HeadConfig(Settings):
 
 
 class EncoderHeadConfig(PretrainedConfig):
-    """The encoder's configuration as a dict, and the fields of the head."""
+    """A configuration that contains the encoder's configuration as a dict, and the fields of the head."""
 
     model_type = MODEL_TYPE
 
@@ -56,7 +57,7 @@ class EncoderHeadConfig(PretrainedConfig):
     normalize: bool = False
 
     def __init__(self, **kwargs: Any) -> None:
-        # With encoder=None this is the default configuration that transformers creates for comparisons.
+        # transformers creates a configuration without arguments (encoder=None) to compare others with the defaults.
         names = ("encoder", "pooling", "hidden", "head_dropout", "layers", "normalize")
         fields = {name: kwargs.pop(name, getattr(type(self), name)) for name in names}
         super().__init__(**kwargs)
@@ -66,7 +67,7 @@ class EncoderHeadConfig(PretrainedConfig):
 
     @staticmethod
     def _check(fields: dict[str, Any]) -> None:
-        """Raise a UserError (a ValueError) if a configuration file has invalid fields."""
+        """Raise a UserError (which is a ValueError) if a configuration file has invalid fields."""
         head = {"dropout" if name == "head_dropout" else name: value for name, value in fields.items() if name != "encoder"}
         problems = Problems()
         validate(HeadConfig, head | {"hidden": fields["hidden"] or []}, problems, "config.json")
@@ -77,7 +78,7 @@ class EncoderHeadConfig(PretrainedConfig):
         problems.raise_if_any()
 
     def has_shape(self, head: HeadConfig) -> bool:
-        """Return whether stored weights fit a head with these settings. Dropout has no weights."""
+        """Return whether the stored head has these settings. Its dropout may differ, because that only affects training."""
         stored = (self.pooling, self.hidden or [], self.layers, self.normalize)
         return stored == (head.pooling, head.hidden, head.layers, head.normalize)
 
@@ -117,7 +118,7 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 class LayerMix(nn.Module):
-    """A learned weighted average over layers: (rows, layers, width) to (rows, width)."""
+    """A learned weighted average over layers, from shape (rows, layers, width) to shape (rows, width)."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -152,7 +153,7 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
             layers += [nn.GELU()] if i else []
             layers += [nn.Dropout(config.head_dropout), nn.Linear(inputs, outputs)]
         self.classifier = nn.Sequential(*layers)
-        if config.layers == "mix":  # the embeddings count as a layer; weights are equal initially
+        if config.layers == "mix":  # the embeddings count as a layer; all weights are equal at first
             self.mix = LayerMix(self.encoder.config.num_hidden_layers + 1)
         self.post_init()
 
@@ -168,11 +169,11 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
         pooled: torch.Tensor | None = None,
         **inputs: Any,
     ) -> EncoderHeadOutput:
-        """Compute logits. The task computes the loss, so there are no labels.
+        """Compute logits. The task computes the loss, so there is no argument for labels.
 
         Args:
             input_ids, attention_mask: int64 of shape (rows, tokens).
-            pooled: cached output of `pooled_states`, instead of token ids.
+            pooled: cached output of `pooled_states`. If it is given, no token ids are needed.
         """
         inputs.pop("return_dict", None)
         vectors = self.pooled_states(input_ids, attention_mask, **inputs) if pooled is None else pooled
@@ -184,7 +185,10 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
     def pooled_states(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> torch.Tensor:
-        """Return pooled states of shape (rows, width); with `layers: mix` (rows, layers + 1, width), the embeddings first."""
+        """Return pooled states of shape (rows, width).
+
+        With `layers: mix`, the shape is (rows, layers + 1, width), and the pooled embeddings come before those of the layers.
+        """
         mix = self.config.layers == "mix"
         inputs.pop("output_hidden_states", None)  # peft passes it
         outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=mix, **inputs)
@@ -202,19 +206,19 @@ def attach_head(
     """Put a new head on a loaded encoder.
 
     Args:
-        dropout: dropout of the head if its settings have none; None: 0.1.
-        overrides: fields of the configuration (`id2label`, `problem_type` ...).
+        dropout: dropout rate of the head if `head.dropout` is None. If both are None, the rate is 0.1.
+        overrides: further fields of the configuration (`id2label`, `problem_type` ...).
 
     Raises:
-        UserError: the encoder's output has no vector for each token.
+        UserError: the encoder does not return a vector for each token.
     """
     if not hasattr(encoder.config, "hidden_size"):
         raise UserError(
-            f"task.head: a {encoder.config.model_type} encoder has no vector for each token that a head could pool; allowed: "
-            "family, with a strategy that works with the family's head, such as full"
+            f"task.head: a {encoder.config.model_type} encoder returns no token vectors that a head could pool; allowed: "
+            "family, with a strategy (such as full) that works with the family's head"
         )
     rate = next((rate for rate in (head.dropout, dropout) if rate is not None), EncoderHeadConfig.head_dropout)
-    fields = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}  # a local path
+    fields = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}  # can be a local path
     config = EncoderHeadConfig(
         encoder=fields, pooling=head.pooling, hidden=list(head.hidden), head_dropout=rate, layers=head.layers,
         normalize=head.normalize,

@@ -18,18 +18,18 @@ def new_parameters(model: nn.Module) -> frozenset[str]:
 
 
 def set_new_parameters(model: nn.Module, names: Iterable[str]) -> None:
-    """Record which parameters the checkpoint did not have, such as after renaming them."""
+    """Record the names of the parameters that the checkpoint did not have, for example after renaming them."""
     any_model: Any = model
     any_model.new_parameters = frozenset(names)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Return whether the model has an encoder and a decoder, for generation or for classification."""
+    """Return whether the model has an encoder and a decoder. Such a model may generate text or classify it."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def has_decoder(model: nn.Module) -> bool:
-    """Return whether the model generates text with a decoder. BART's classifier does not, although it has a decoder."""
+    """Return whether the model is an encoder-decoder that generates text. BART's classifier has a decoder, but does not."""
     any_model: Any = model
     return is_encoder_decoder(model) and bool(any_model.can_generate())
 
@@ -47,14 +47,16 @@ def output_logits(outputs: Any) -> torch.Tensor:
 
 
 def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) -> torch.Tensor:
-    """Put exactly one end token into each row of artificial ids, for classifiers that pool it (BART, T5).
+    """Put exactly one end token into each row of made-up token ids.
+
+    Classifiers with a decoder (BART, T5) pool the state of the end token.
 
     Args:
         ids: int64 of shape (rows, tokens).
         position: index of the end token in each row.
 
     Returns:
-        The ids; unchanged for other models.
+        The ids; unchanged if the model is not a classifier with a decoder.
     """
     if not is_encoder_decoder(model) or has_decoder(model):
         return ids
@@ -74,9 +76,10 @@ class Layers:
         depth: number of layers with separate weights.
         shared: whether several layers share weights (ALBERT).
         outside: names of encoder parameters outside of the module `encoder`, such as embeddings shared with a decoder.
-        decoder: module path of the stack of layers of a pretrained decoder that generates text.
-        upper: module path of the decoder's stack in an encoder-decoder classifier (BART); `depth` then counts both stacks.
-        lower: number of encoder layers in an encoder-decoder classifier.
+        decoder: module path of the layer stack in a pretrained decoder that generates text; None without such a decoder.
+        upper: module path of the decoder's stack in an encoder-decoder classifier (BART), else None. If it is set, `depth` is the
+            total number of layers in the two stacks.
+        lower: number of encoder layers in an encoder-decoder classifier, else 0.
     """
 
     encoder: str
@@ -96,7 +99,8 @@ class Layers:
     def depth_of(self, parameter: str) -> int:
         """Return the depth of a parameter by its name.
 
-        0: embeddings and parameters shared by all layers. 1 to `depth`: layers. `depth` + 1: pooler, head and decoder.
+        Embeddings and parameters shared by all layers have depth 0. The layers have depths 1 to `depth`. The pooler, the head and
+        a generating decoder have depth `depth` + 1.
         """
         if parameter in self.outside:
             return 0
@@ -113,7 +117,10 @@ class Layers:
 
 
 def encoder_config(config: Any) -> Any:
-    """Return the encoder's configuration: the nested one if the model has the toolkit's head or a decoder, else the model's."""
+    """Return the encoder's configuration.
+
+    With the toolkit's head and in the family `encoder-decoder`, it is nested in the configuration of the model.
+    """
     if hasattr(config, "encoder_config"):
         return config.encoder_config()
     inner = getattr(config, "encoder", None)
@@ -131,7 +138,7 @@ def width(model: nn.Module) -> int:
 
 
 def find_layers(model: nn.Module) -> Layers:
-    """Find the stacks of layers of an encoder with a head, or with a decoder.
+    """Find the layer stacks of a model that consists of an encoder and either a head or a decoder.
 
     Raises:
         UserError: the model has no recognizable stack of layers.
@@ -141,13 +148,13 @@ def find_layers(model: nn.Module) -> Layers:
     count = getattr(config, "num_hidden_layers", 0)
     shared = hasattr(config, "num_hidden_groups")  # ALBERT: layers share a few groups of weights
     depth = config.num_hidden_groups if shared else count
-    classifies = is_encoder_decoder(model) and not has_decoder(model)  # with a head on the decoder
+    classifies = is_encoder_decoder(model) and not has_decoder(model)  # such as BART: the head is on the decoder
     encoder = _path(model, any_model.get_encoder()) if has_decoder(model) else getattr(model, "base_model_prefix", "")
     prefix = _stack(model, f"{encoder}.encoder" if classifies else encoder, depth)
     if prefix is None and not isinstance(model, PreTrainedModel):
         raise UserError(
-            f"model: the encoder of the task's {type(model).__name__} cannot be identified; allowed: strategies that do not need "
-            "to know the layers, such as full, or a task that puts its head on a model of transformers"
+            f"model: the encoder of the task's {type(model).__name__} cannot be identified; allowed: a strategy that does not "
+            "need to know the layers (such as full), or a task that puts its head on a transformers model"
         )
     if prefix is None:
         raise UserError(
@@ -173,7 +180,7 @@ def _path(model: nn.Module, submodule: nn.Module) -> str:
 
 
 def _stack(model: nn.Module, below: str, length: int | None = None) -> str | None:
-    """Return the path of the first `ModuleList` below a path; if `length` is set, of the first with this length."""
+    """Return the path of the first `ModuleList` inside a module. If `length` is set, lists of other lengths are skipped."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.startswith(f"{below}.") and length in (None, len(module)):
             return name
@@ -181,7 +188,7 @@ def _stack(model: nn.Module, below: str, length: int | None = None) -> str | Non
 
 
 def linear_layers(model: nn.Module, layers: Layers) -> Iterator[str]:
-    """Yield the distinct module paths of linear projections in the stacks, relative to their layer.
+    """Yield the module paths of the linear projections, relative to their layer. Each path occurs once.
 
     Some families use convolutions of width 1 (SqueezeBERT) or transformers' `Conv1D` (GPT-2) instead of linear layers.
     """

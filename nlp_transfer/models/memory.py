@@ -7,7 +7,8 @@ OUT_OF_MEMORY = (
     "out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "allocation_failed", "can't allocate memory",
     "not enough memory",
 )  # fmt: skip
-"""Lower-case messages of CUDA, HIP and MPS; cuBLAS; cuDNN before and since version 9; the CPU allocator (Linux, Windows)."""
+"""Parts of lower-case error messages. In this order they come from: CUDA, HIP and MPS; cuBLAS; cuDNN before and since version 9;
+and the CPU allocator on Linux and on Windows."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

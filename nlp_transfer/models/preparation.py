@@ -1,4 +1,4 @@
-"""Prepare loaded models: dropout, freezing, training mode, gradient checkpointing, merging of adapters, precision."""
+"""Set the dropout, frozen parameters, training mode, gradient checkpointing and precision of a model, and merge adapters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,13 +22,13 @@ LAYER_DROPOUT = ("encoder_layerdrop", "decoder_layerdrop")
 
 
 def dropout_overrides(config: PretrainedConfig, hidden: float | None, attention: float | None) -> dict[str, Any]:
-    """Return the configuration fields of this family that set its dropout rates.
+    """Return the configuration fields that set the dropout rates of a model, with their new values.
 
     LayerDrop is always off: distributed processes would wait forever for the gradients of skipped layers.
 
     Args:
-        hidden: dropout of hidden layers; None: the checkpoint's.
-        attention: dropout of attention weights; None: the checkpoint's.
+        hidden: dropout rate of hidden layers; None keeps the checkpoint's rate.
+        attention: dropout rate of attention weights; None keeps the checkpoint's rate.
     """
     chosen = {name: rate for names, rate in ((HIDDEN_DROPOUT, hidden), (ATTENTION_DROPOUT, attention)) for name in names}
     chosen |= dict.fromkeys(LAYER_DROPOUT, 0.0)
@@ -73,7 +73,7 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
         family = any_model.config.model_type
         raise UserError(f"training.gradient_checkpointing: found true, which {family} models do not support; allowed: false")
     enable = getattr(any_model, "activation_checkpointing_enable", None) or any_model.gradient_checkpointing_enable  # older name
-    enable({"use_reentrant": False})  # the reentrant implementation loses gradients behind frozen layers
+    enable({"use_reentrant": False})  # the reentrant implementation loses gradients above frozen layers
 
 
 def train_mode(model: nn.Module) -> None:
@@ -89,7 +89,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def describe_head(model: nn.Module) -> list[str]:
-    """Return a message on whether the checkpoint's head is used or was replaced; an empty list if it had no head."""
+    """Return a list with a message that the checkpoint's head is used or was replaced; the list is empty if it had no head."""
     note: str | None = getattr(model, "head_note", None)
     return [note] if note else []
 
@@ -97,7 +97,8 @@ def describe_head(model: nn.Module) -> list[str]:
 def merge_adapter(model: Any) -> PreTrainedModel:
     """Merge an adapter into the weights of its base, and return the base without any PEFT modules.
 
-    Fully trained modules (`modules_to_save`) are unwrapped first: some PEFT methods would keep the wrapper, or merge into it.
+    Fully trained modules (`modules_to_save`) are unwrapped first, because some PEFT methods would keep the wrapper, or merge
+    into it.
     """
     from peft.utils.other import ModulesToSaveWrapper
 

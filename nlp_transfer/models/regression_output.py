@@ -1,4 +1,4 @@
-"""The output layer of a regression model: standardized during training, in the target's units when saved."""
+"""The output layer of a regression model: it predicts standardized values in training, and values of the target when saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ class RegressionOutput(nn.Linear):
     """The output layer of a regression, computed in fp32 even under autocast (bf16 values near 2,000 are 8 apart).
 
     During training its weights predict standardized values, (y - `mean`) / `scale`. `fold` rescales the weights of a trained
-    model, so that the saved model predicts y. A folded layer can still return standardized values (`standardized_outputs`), from
-    which y is computed in float64, since fp32 cannot resolve small differences around a large mean.
+    model, so that the saved model predicts y. Inside `standardized_outputs`, a folded layer returns standardized values. The
+    caller then computes y in float64, because fp32 cannot resolve small differences around a large mean.
     """
 
     mean: float = 0.0
     scale: float = 1.0
     offset: float | None = None
-    """The bias of a folded layer in full precision; None: the layer is not folded."""
+    """The float64 bias of a folded layer; None if the layer is not folded."""
     standardized: bool = False
-    """Whether a folded layer returns standardized values now."""
+    """Whether a folded layer currently returns standardized values."""
 
     @classmethod
     def replace(cls, model: PreTrainedModel) -> "RegressionOutput | None":
@@ -51,7 +51,7 @@ class RegressionOutput(nn.Linear):
             return F.linear(input.float(), weight, bias)
 
     def fold(self) -> None:
-        """Rescale the weights to predict in the target's units; without effect on a folded layer."""
+        """Rescale the weights to predict in the target's units. A folded layer is not changed."""
         if self.offset is None:
             self.offset = self.stored_bias * self.scale + self.mean
             self._set(self.weight.detach().cpu().double() * self.scale, self.offset)
@@ -60,15 +60,15 @@ class RegressionOutput(nn.Linear):
         """Rescale the weights of a saved model to predict standardized values.
 
         Args:
-            mean, scale: standardization of the target.
-            offset: the bias of the folded layer in full precision; None: the stored bias.
+            mean, scale: targets are standardized as (y - `mean`) / `scale`.
+            offset: float64 bias of the folded layer; None means the stored bias.
         """
         bias = self.stored_bias if offset is None else offset
         self._set(self.weight.detach().cpu().double() / scale, (bias - mean) / scale)
 
     @property
     def stored_bias(self) -> float:
-        """The bias in the weights' precision; 0 if there is none."""
+        """The bias in the precision of the weights; 0 if the layer has no bias."""
         return 0.0 if self.bias is None else float(self.bias.detach())
 
     def _set(self, weight: torch.Tensor, bias: float) -> None:
@@ -91,7 +91,7 @@ def fold_outputs(model: nn.Module) -> None:
 
 @contextmanager
 def standardized_outputs(model: nn.Module) -> Iterator[None]:
-    """Let all regression output layers return standardized values inside the context, folded or not."""
+    """Let all regression output layers, folded or not, return standardized values inside the context."""
     layers = regression_outputs(model)
     for layer in layers:
         layer.standardized = True

@@ -10,10 +10,10 @@ from transformers import PretrainedConfig
 
 @contextmanager
 def attention_for_any_shape() -> Iterator[None]:
-    """Disable cuDNN in PyTorch's SDPA, which prefers it in bf16 and fp16 on recent GPUs.
+    """Disable cuDNN attention, which PyTorch's SDPA prefers in bf16 and fp16 on recent GPUs.
 
     cuDNN builds a plan for each new batch shape, and batches sorted by length have many shapes: on an H200 most steps of the
-    first epoch took seven times as long as later ones. PyTorch's other kernels support any shape without preparation.
+    first epoch took seven times as long as steps of later epochs. PyTorch's other kernels support any shape without preparation.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,1 +1,1 @@
-"""What a person looks at: the model card and plots."""
+"""Output for human readers: the model card and plots."""

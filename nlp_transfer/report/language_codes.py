@@ -13,7 +13,7 @@ TWO_LETTERS = frozenset(
 def language_code(language: str) -> str | None:
     """Return the ISO 639 code at the start of a checkpoint's language code (`en_XX`, `eng_Latn`), or None if there is none.
 
-    Three-letter codes are known if NLLB uses them; `cmn` is Mandarin in Tatoeba and Marian.
+    Only the three-letter codes of NLLB are recognized, and `cmn`, which is Mandarin in Tatoeba and Marian.
     """
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from nlp_transfer.data.sources import HUB_MODEL
 from nlp_transfer.data.sources.wheels import is_wheel
+from nlp_transfer.evaluation.metrics import KNOWN_KEYS
 from nlp_transfer.report.language_codes import language_code
 from nlp_transfer.report.rendering import code_span, one_line, render_markdown
 from nlp_transfer.saved_models.custom_models import FOLDER as CUSTOM_FOLDER
@@ -18,7 +19,7 @@ from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import number
 from nlp_transfer.utils.environment import expand
 
-METADATA_METRICS = (  # listed in the YAML metadata
+METADATA_METRICS = (  # metrics listed in the YAML metadata
     "accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "mcc", "auc", "r2", "pearson", "spearman", "mae", "rmse",
     "mse", "bleu", "chrf", "ter", "exact_match",
 )  # fmt: skip
@@ -29,8 +30,8 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
     """Write the model card, `README.md`, to the folder of a model or an adapter.
 
     Args:
-        result: the run's `result.json`.
-        data: the sources of `train`, `validation` and `test`, and `rows`, the number of rows by split.
+        result: content of the run's `result.json`.
+        data: the sources of `train`, `validation` and `test`, and the number of rows of each split as `rows`.
         training: the resolved training settings.
     """
     scored = "test" if result["metrics"].get("test") else "validation"
@@ -69,6 +70,7 @@ def _metadata(
     pipeline, settings = task.traits.pipeline, task.document()
     languages = [settings.get(name) for name in ("source_language", "target_language")]
     codes = list(dict.fromkeys(code for language in languages if language and (code := language_code(str(language)))))
+    unknown = set(task.traits.metrics) - set(KNOWN_KEYS)  # the task's own metrics
     # A split without a source comes from the training data.
     source = sources["train"] if sources.get(scored) is None and "train" in sources else sources.get(scored)
     results = [
@@ -76,7 +78,7 @@ def _metadata(
             task_type=pipeline, dataset_type="local", dataset_name=one_line(data_name(source)), dataset_split=scored,
             metric_type=name, metric_value=round(value, 6), metric_name=name,
         )
-        for name, value in result["metrics"].get(scored, {}).items() if name in METADATA_METRICS
+        for name, value in result["metrics"].get(scored, {}).items() if name in METADATA_METRICS or name in unknown
     ]  # fmt: skip
     return ModelCardData(
         library_name="peft" if is_adapter else "transformers", pipeline_tag=pipeline, language=codes or None,

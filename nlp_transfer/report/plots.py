@@ -28,8 +28,8 @@ WIDTH = 9.6  # inches; the page scales plots to its width
 LABEL_HEIGHT = 13.0  # points from one label of a column to the next
 LONGEST_LABEL = 40  # characters; the tooltip has the full label
 INK, MUTED, GRID, EDGE = "#1f2328", "#6b6b6a", "#e4e4e5", "#fffffe"
-# Okabe and Ito's colors without black and yellow, and a purple. With the dash patterns they distinguish 21 lines, also for
-# color-blind readers.
+# The colors of Okabe and Ito without black and yellow, plus purple. With the dash patterns, color-blind readers too can tell 21
+# lines apart.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a4a9c")
 DASHES = ("-", (0, (6, 3)), (0, (2, 2)))
 # The page defines these CSS variables for light and dark mode.
@@ -87,7 +87,7 @@ def plot_style() -> Iterator[None]:
 
 
 def to_svg(figure: Figure, description: str) -> Markup:
-    """Return a figure as an `<svg>` element with tooltips and CSS colors. The text is reproducible.
+    """Return a figure as an `<svg>` element with tooltips and CSS colors. Equal figures give equal text.
 
     Args:
         description: what the plot shows, for screen readers.

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 MARKDOWN_SYNTAX = re.compile(r"[\\`*{}\[\]<>#|!&~]|(?<!\w)_|_(?!\w)")
@@ -35,7 +35,7 @@ def render_html(template: str, **values: Any) -> str:
 
 
 def render_markdown(template: str | Path, **values: Any) -> str:
-    """Render the template of a Markdown file, which may extend one of this package.
+    """Render the template of a Markdown file, which may extend one of this package or of `tasks/common`.
 
     Values are escaped except for `Markup`. The filter `code` makes inline code, and `json` a JSON value.
     """
@@ -48,7 +48,8 @@ def render_markdown(template: str | Path, **values: Any) -> str:
 @cache
 def _environment(autoescape: bool) -> Environment:
     environment = Environment(
-        loader=PackageLoader("nlp_transfer.report"), autoescape=autoescape, finalize=None if autoescape else escape_markdown,
+        loader=ChoiceLoader([PackageLoader("nlp_transfer.report"), PackageLoader("nlp_transfer.tasks", "common")]),
+        autoescape=autoescape, finalize=None if autoescape else escape_markdown,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["code"] = code_span

@@ -85,11 +85,11 @@ ADVICE = {
     "expected ',' or": "close the bracket",
     "expected": "write NAME: VALUE, with all settings of one level in the same column",
 }
-"""Advice for invalid YAML, by words in the message of the parser."""
+"""Advice for invalid YAML. The keys are words in the message of the parser."""
 
 
 def _describe_fault(error: Exception) -> str:
-    """Describe invalid YAML: line, column, fault and advice. The file name precedes this text."""
+    """Return the line, column, fault and advice for invalid YAML, as text that follows the name of the file."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return f": is not valid YAML: {error}"
@@ -126,7 +126,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError):  # as for `!!bool maybe`
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError):  # such as `!!bool maybe`
             kind = node.tag.rpartition(":")[2]
             raise _refusal(node, f"found {shorten(node.value)}, which cannot be read as {kind}") from None
 
@@ -263,7 +263,7 @@ def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Doc
     Raises:
         UserError: an override addresses a list position that does not exist, or a setting inside a plain value.
     """
-    merged: Document = map_values(lambda value: value, document)  # a copy that shares other values, such as data frames
+    merged: Document = map_values(lambda value: value, document)  # shares other values, such as data frames
     notes: list[str] = []
     named = [(f"{name}.name" if name in NAMED and isinstance(value, str) else name, value) for name, value in overrides]
     for name, value in sorted(named, key=lambda pair: not pair[0].endswith((*NAMED, ".name"))):
@@ -283,7 +283,7 @@ def merge(document: Document, overrides: Sequence[tuple[str, Any]]) -> tuple[Doc
 
 
 def _descend(parent: Any, path: list[str], name: str) -> Any:
-    """Return the mapping or list at the last key of `path` in `parent`; create it if missing, and expand a plain name."""
+    """Return the mapping or list at the last key of `path` in `parent`. A missing one is created, a plain name is expanded."""
     key: Any = _index(parent, path[-1], name) if isinstance(parent, list) else path[-1]
     child = parent[key] if isinstance(parent, list) else parent.get(key)
     if child is None:

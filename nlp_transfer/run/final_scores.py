@@ -25,7 +25,7 @@ from nlp_transfer.utils.distributed import compute_on_main
 from nlp_transfer.utils.errors import UserError
 
 MAX_PROBABILITIES = 50  # with more labels, only the probability of the predicted one is written
-TRIAL_ROWS = 32  # for the trial of user metrics
+TRIAL_ROWS = 32  # rows for the trial of user metrics
 
 
 def score_splits(
@@ -34,7 +34,7 @@ def score_splits(
     """Score the validation and test splits, if present, in fp32; write `predictions/SPLIT.parquet` to `folder`.
 
     Returns:
-        Metrics by split and name, and predictions by split, in row order: arrays of shape (rows, ...) by name.
+        The metrics by split and name; and for each split the predictions, arrays of shape (rows, ...) by name, in row order.
     """
     metrics: dict[str, dict[str, float]] = {}
     predictions: dict[str, Arrays] = {}
@@ -59,8 +59,8 @@ def score_splits(
 def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) -> None:
     """Write the rows of a split in order.
 
-    Columns: the inputs, `reference`, the columns of `predict`, and the origin of each row, `file` and `row` (with the prefix
-    `source_` if an input column has that name).
+    The columns are the inputs, `reference`, the columns of `predict`, and the origin of each row as `file` and `row`. Each of
+    these two gets the prefix `source_` if an input column has its name.
     """
     task, rows = job.task, job.rows[split]
     floats = {name: round_predictions(name, array, PRECISION) for name, array in predictions.items() if array.dtype == np.float32}
@@ -91,7 +91,7 @@ def references(task: Task, table: TokenTable) -> np.ndarray:
 
 
 def compute_hub_metrics(metrics: list[Any], predictions: Arrays, expected: np.ndarray) -> dict[str, float]:
-    """Compute metrics from the hub. Their values are named `METRIC/KEY`, since several metrics may use the same key.
+    """Compute metrics from the hub. Each value is named `METRIC/KEY`, since several metrics may use the same key.
 
     Raises:
         UserError: a metric does not support this task, or returns values that are not numbers.

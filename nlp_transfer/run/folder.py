@@ -1,4 +1,4 @@
-"""Check, create and lock the output folder of a run, and compare the settings of an unfinished run."""
+"""Check, create and lock the output folder of a run, and compare the settings of an unfinished run with the new ones."""
 
 import math
 import os
@@ -36,10 +36,10 @@ ROUNDING = ("training.attention", "training.kernels")
 
 
 class RunFolder:
-    """`output_dir` of a run, locked by `begin`. Leaving the context releases the lock.
+    """The `output_dir` of a run. `begin` locks it, and leaving the context releases the lock.
 
     Args:
-        resume: `auto`: resume an unfinished run, otherwise start one; `must`: only resume; `never`: only start.
+        resume: `auto` resumes an unfinished run or starts a new one; `must` only resumes; `never` only starts.
     """
 
     def __init__(self, path: str, resume: Resume = "auto") -> None:
@@ -60,7 +60,7 @@ class RunFolder:
         """Check that the run can be started or resumed here, without creating anything.
 
         Raises:
-            UserError: the folder holds a finished run or other files, is not writable, or does not fit `resume`.
+            UserError: the folder contains a finished run or other files, is not writable, or does not agree with `resume`.
         """
         if self.resume not in get_args(Resume):
             raise UserError(f"resume: found {self.resume!r}; allowed: {', '.join(get_args(Resume))}")
@@ -87,7 +87,7 @@ class RunFolder:
         foreign = [name for name in present if stat.S_IFMT((self.path / name).lstat().st_mode) != _kind_of(name)]
         if foreign:  # such as a link to a file of another user
             raise UserError(
-                f"output_dir: {self.path} holds {', '.join(foreign)} as a link, a pipe or the like; allowed: regular "
+                f"output_dir: {self.path} contains {', '.join(foreign)} as a link, pipe or other special file; allowed: regular "
                 "files and folders; to use another disk, make output_dir itself a link"
             )
         existing = next((folder for folder in (self.path, *self.path.absolute().parents) if folder.exists()), Path("/"))
@@ -99,7 +99,7 @@ class RunFolder:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the folder holds an unfinished run."""
+        """Whether the folder contains an unfinished run."""
         return (self.path / "config.yaml").is_file() and not (self.path / "result.json").exists()
 
     def begin(self, document: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ class RunFolder:
         problems.raise_if_any()
 
     def clear_checkpoints(self) -> None:
-        """Delete the checkpoints of a finished run; `model/` holds its best weights."""
+        """Delete the checkpoints of a finished run; `model/` contains its best weights."""
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
 
@@ -193,7 +193,7 @@ def check_same_on_all(document: dict[str, Any]) -> None:
 
 
 def _rows_of_step(document: dict[str, Any]) -> tuple[bool, Any]:
-    """Return whether `batch_tokens` is set, and the number of tokens or rows of an optimizer step over all processes."""
+    """Return whether `batch_tokens` is set, and how many tokens or rows all processes together use in an optimizer step."""
     try:
         training, processes = document["training"], document["provenance"]["processes"]
         tokens = training["batch_tokens"]
@@ -204,10 +204,10 @@ def _rows_of_step(document: dict[str, Any]) -> tuple[bool, Any]:
 
 
 def is_location(name: str, compared: Iterable[str]) -> bool:
-    """Whether a setting is a path or hash that need not be equal in two runs.
+    """Return whether a setting is a path or hash that may differ between runs.
 
     Args:
-        compared: settings with files that are compared by content instead.
+        compared: names of settings whose files are compared by content instead.
     """
     locations = ("output_dir", "provenance.directory", "provenance.files", "provenance.content", *compared)
     return any(name == location or name.startswith(f"{location}.") for location in locations)

@@ -3,9 +3,8 @@
 `provenance` in `config.yaml` contains:
 
 - `directory`: the working directory, relative to the run's folder (`portable_paths.relocate`);
-- `files`: for messages, SHA-256 by path, and revisions of data on the hub;
-- `content`: for comparisons, the SHA-256 of the files in order, by the dotted name of each setting that names local data or a
-  local model.
+- `files`: the SHA-256 of each file and the revision of each data set on the hub, used in messages;
+- `content`: for each setting that names local data or a local model, the SHA-256 of its files in order, used in comparisons.
 """
 
 import os
@@ -26,7 +25,7 @@ from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.errors import UserError
 
 MODEL_FOLDERS = ("", "target_tokenizer/")
-Inputs = dict[str, list[tuple[str, str]]]  # (path, SHA-256) of each file, by dotted name of a setting
+Inputs = dict[str, list[tuple[str, str]]]  # dotted name of a setting -> (path, SHA-256) of its files
 
 
 def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Inputs:
@@ -36,7 +35,7 @@ def hash_inputs(run: Run, model: ModelSource, rows: Mapping[str, Rows]) -> Input
         rows: rows by split.
 
     Returns:
-        Path and SHA-256 of each file, in order, by the dotted name of the setting.
+        For the dotted name of each setting, the path and SHA-256 of its files in order.
     """
     inputs = {"model": files} if (files := _hash_model(model)) else {}
     return inputs | _hash_models("task", named_models(run.task)) | _hash_data("data", run.config.data, rows)
@@ -46,8 +45,8 @@ def record_inputs(document: dict[str, Any], inputs: Inputs, revisions: Mapping[s
     """Return the document with portable paths, and with `files` and `content` added to its `provenance`.
 
     Args:
-        inputs: from `hash_inputs` and `hash_strategy`.
-        revisions: revisions of data on the hub, by `hub:NAME`.
+        inputs: results of `hash_inputs` and `hash_strategy`.
+        revisions: revision of each data set on the hub; the keys are `hub:NAME`.
     """
     for name in inputs:
         document = replaced(document, name, portable)
@@ -60,7 +59,7 @@ def hash_strategy(strategy: Strategy, nested: Mapping[str, Mapping[str, Rows]] |
     """Hash the files of the models and data in a strategy's settings.
 
     Args:
-        nested: rows by split for each additional task of `nested_tasks`, by dotted name; None: no data.
+        nested: for the dotted name of each task in `nested_tasks`, its rows by split. None means that there is no data.
     """
     inputs: Inputs = {}
     for prefix, part in parts_of(strategy).items():
@@ -75,7 +74,7 @@ def _hash_data(prefix: str, settings: DataConfig, rows: Mapping[str, Rows]) -> I
     return {
         f"{prefix}.{role}": list(split.hashes.items())
         for role, split in rows.items()
-        if getattr(settings, role) is not None and split.hashes  # None: split off train
+        if getattr(settings, role) is not None and split.hashes  # None: the split is taken from train
     }
 
 
@@ -88,7 +87,7 @@ def _hash_models(prefix: str, models: Mapping[str, list[str]]) -> Inputs:
 
 
 def _hash_model(source: ModelSource) -> list[tuple[str, str]]:
-    """Return path and SHA-256 of the weights, configurations and tokenizer files of a model folder."""
+    """Return the path and SHA-256 of each weight, configuration and tokenizer file of a model folder."""
     if not source.is_folder:
         return []
     names = [f"{folder}{name}" for folder in MODEL_FOLDERS for name in (*CONFIGURATIONS, RECORD, *TOKENIZER_FILES)]
@@ -103,8 +102,8 @@ def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
         before, now: `provenance` of the documents.
 
     Returns:
-        Settings with equal inputs; and by setting with different inputs, lines that list changed files and files with new names.
-        There are no lines if files were only reordered or removed.
+        The settings with equal inputs; and for each setting with different inputs, lines that list changed files and files with
+        new names. The list of lines is empty if files were only reordered or removed.
     """
     same, changed = [], dict[str, list[str]]()
     known, paths = mapping(before.get("content")), dict[str, list[str]]()
@@ -123,12 +122,12 @@ def compare_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
 
 
 def describe_changes(others: Mapping[str, list[str]]) -> list[str]:
-    """Return a line for each setting with different inputs, as returned by `compare_content`."""
+    """Return one line of text for each setting with different inputs (the second result of `compare_content`)."""
     return [f"{name}: {'; '.join(lines) or 'some files were removed or reordered'}" for name, lines in others.items()]
 
 
 def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that files and revisions match those recorded in a document. Files at other paths are not compared.
+    """Check that files and revisions match those recorded in a document. Recorded files that are no longer used are skipped.
 
     Args:
         before, now: `provenance` of the recorded and of the current document.
@@ -154,7 +153,7 @@ def check_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _by_absolute_path(files: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
-    """Yield absolute path and hash of each file. Objects in memory are skipped."""
+    """Yield the absolute path and the hash of each file. Objects in memory are skipped."""
     for path, digest in ((str(path), str(digest)) for path, digest in files.items()):
         if not path.startswith("<"):
             yield path if path.startswith("hub:") else os.path.abspath(path), digest

@@ -37,14 +37,14 @@ def resolve(
     Args:
         config: a file, a document or typed settings. `task` and `strategy` may be documents or objects, or classes without
             required settings.
-        shared: whether several strategies share the settings; data settings that have no effect are then allowed.
-        metrics: user metrics in addition to `training.metrics`, see `fine_tune`. With user metrics `best_metric` is not checked,
-            since the names of their values are unknown here.
+        shared: whether several strategies share the settings. If so, data settings without effect are allowed.
+        metrics: user metrics in addition to `training.metrics`, see `fine_tune`. If there are any, `best_metric` is not checked,
+            since the names of their values are not known yet.
         callbacks: user callbacks, see `fine_tune`.
         settings: settings by name, which override those in `config`.
 
     Raises:
-        UserError: lists every problem.
+        UserError: settings are invalid. The message lists all problems.
     """
     UserMetrics(metrics)  # report wrong arguments first
     callbacks = check_callbacks(callbacks)
@@ -102,7 +102,7 @@ def _build(build: Any, document: Any, problems: Problems) -> Any:
     if isinstance(document, list):
         if not all(isinstance(part, (Mapping, Strategy)) for part in document):
             return None
-    elif not isinstance(document, Mapping):  # missing, or of a type that the schema has reported
+    elif not isinstance(document, Mapping):  # missing, or of a wrong type, which the schema has reported
         return None
     try:
         return build(document)

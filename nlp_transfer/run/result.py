@@ -37,13 +37,13 @@ def make_result(run: Run) -> dict[str, Any]:
 
 
 def training_metrics(position: Position, parameters: tuple[int, int], preparation: float) -> dict[str, Any]:
-    """Return `train` of `result.json`: duration, speed, parameter counts and memory.
+    """Return the entry `train` of `result.json`, with duration, speed, parameter counts and memory.
 
     `seconds` includes preparation and evaluations; `examples_per_second` covers optimizer steps only.
 
     Args:
         position: the progress at the end of training.
-        parameters: numbers of trainable and of all parameters.
+        parameters: number of trainable parameters, and of all parameters.
         preparation: seconds before the first step (loading, caching features).
     """
     return {
@@ -72,10 +72,10 @@ def save_further_tasks(
     """Save and score the auxiliary tasks of a strategy, each in `tasks/NAME/model/`.
 
     Args:
-        jobs: job and trained model by name of the task.
+        jobs: the job and the trained model of each task, by task name.
 
     Returns:
-        `tasks` of `result.json`.
+        The entry `tasks` of `result.json`.
     """
     results = {}
     for name, (job, learned) in jobs.items():

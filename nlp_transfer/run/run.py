@@ -28,23 +28,23 @@ class Run:
     Attributes:
         config: The settings as given; `data.validation_share` is resolved when the data are read.
         task: The task; fitted when the data are read, and prepared for the checkpoint before the rows are encoded.
-        unused: Settings without effect that were set anyway: the reason by dotted name.
+        unused: Settings that were set but have no effect; maps each dotted name to the reason.
         user_metrics: Metrics passed to `fine_tune`.
         callbacks: Callbacks passed to `fine_tune`.
         hub_metrics: Metrics of `training.hub_metrics` (set by `read`).
         checkpoint: The pretrained checkpoint (set by `read`).
         splits: The rows of each split (set by `read`).
-        job: The task with its token tables. The saved model is scored on it (set by `encode`; `build` sets its training
+        job: The task with its token tables, on which the saved model is scored (set by `encode`; `build` adds the training
             settings, device and precision).
-        trainer: Trains the model, on the tables and settings that the strategy prepared (set by `build`).
+        trainer: Trains the model with the tables and settings that the strategy prepared (set by `build`).
         document: The content of `config.yaml` (set by `build`).
         preparation_seconds: Duration of `build`, including cached features (set by `build`).
-        speed: `train` of `result.json` (set by `train`).
+        speed: The entry `train` of `result.json` (set by `train`).
         model: The saved model, loaded again (set by `save`).
-        auxiliary: Job and trained model of each auxiliary task (set by `save`).
-        auxiliary_results: `tasks` of `result.json` (set by `score`).
+        auxiliary: The job and the trained model of each auxiliary task (set by `save`).
+        auxiliary_results: The entry `tasks` of `result.json` (set by `score`).
         metrics: Metrics by split and name (set by `score`).
-        predictions: Predictions by split and name, arrays of shape (rows, ...) (set by `score`).
+        predictions: Predictions of each split, arrays of shape (rows, ...) by name (set by `score`).
         result: The content of `result.json` (set by `report`).
     """
 
@@ -76,11 +76,11 @@ class Run:
 
     @property
     def references(self) -> dict[str, Arrays]:
-        """Targets of the predictions, by split and name: arrays of shape (rows, ...)."""
+        """Targets of each predicted split, arrays of shape (rows, ...) by name."""
         return {split: self.job.tables[split].references for split in self.predictions}
 
     def with_validation_share(self, share: float | None) -> "Run":
-        """Return the run with a resolved `data.validation_share`; None: unchanged."""
+        """Return the run with `data.validation_share` set to `share`, or unchanged if `share` is None."""
         if share is None:
             return self
         data = self.config.data.model_copy(update={"validation_share": share})

@@ -1,4 +1,4 @@
-"""Create `config.yaml`: all settings of a run, resolved, with hub revisions and file hashes."""
+"""Create `config.yaml`, which contains all resolved settings of a run, hub revisions and file hashes."""
 
 import os
 from typing import Any
@@ -39,7 +39,7 @@ def resolved_document(run: Run) -> dict[str, Any]:
     provenance: dict[str, Any] = {
         "directory": os.getcwd() if os.path.isabs(output) else os.path.relpath(os.getcwd(), output),
         "versions": versions(),
-        "processes": trainer.accelerator.num_processes,  # the rows of a step depend on it
+        "processes": trainer.accelerator.num_processes,  # the rows of each step depend on it
     }
     if checkpoint.revision:
         provenance["model_revision"] = checkpoint.revision

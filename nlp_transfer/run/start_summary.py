@@ -15,7 +15,7 @@ FEW_STEPS = 100
 def summary_lines(trainer: Trainer) -> list[str]:
     """Return the lines to print before training starts."""
     trainable, total = count_parameters(trainer.model)
-    # A strategy without optimizer steps computes its new parameters; they are not random.
+    # A strategy without optimizer steps computes its new parameters, so they are not random.
     new = sorted(new_parameters(trainer.model)) if trainer.strategy.traits.takes_steps else []
     lines = [
         f"{trainable:,} of {total:,} parameters are trained ({percent(trainable, total)})"

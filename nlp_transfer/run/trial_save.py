@@ -28,7 +28,7 @@ PREFIX = ".trial-"
 
 
 def check_saving(strategy: Strategy, job: Job, model: Any, output_dir: Path, accelerator: Accelerator) -> None:
-    """Save a copy of the untrained model as at the end of the run, load it again and compare the logits.
+    """Save a copy of the untrained model in the same way as at the end of the run, load it again and compare the logits.
 
     Call this after `Strategy.prepare_model` and before `prepare_data`. The model, all random states and `output_dir` do not
     change.
@@ -46,7 +46,7 @@ def check_saving(strategy: Strategy, job: Job, model: Any, output_dir: Path, acc
 
 
 def check_saving_further(jobs: Mapping[str, tuple[Job, Any]], output_dir: Path, accelerator: Accelerator) -> None:
-    """Run the check of `check_saving` for the auxiliary tasks of a strategy. Call this after `prepare_data`."""
+    """Check the auxiliary tasks of a strategy in the same way as `check_saving`. Call this after `prepare_data`."""
     for job, model in jobs.values():
 
         def attempt(folder: Path, job: Job = job, model: Any = model) -> None:
@@ -67,7 +67,7 @@ def _try(attempt: Callable[[Path], None], task: Task, model: Any, output_dir: Pa
                 if is_out_of_memory(error):
                     raise
                 if any(not bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-                    return  # the weights are not finite: training stops with an error that names step and rows
+                    return  # the weights are not finite; training will stop with an error that names the step and the rows
                 raise UserError(_explain(task, model, error, folder)) from error
 
     compute_on_main(accelerator, run)
@@ -103,7 +103,7 @@ def _check_class(task: Task) -> None:
 
 
 def _copy(strategy: Strategy, model: Any) -> tuple[Strategy, Any]:
-    """Copy strategy and model together, since the strategy may refer to hooks in the model. Settings are not copied."""
+    """Copy the strategy and the model together, since the strategy may refer to hooks in the model. Settings are shared."""
     memo = {id(value): value for part in parts_of(strategy).values() for value in vars(part).values()}
     copies: tuple[Strategy, Any] = copy.deepcopy((strategy, model), memo)
     return copies
@@ -111,7 +111,7 @@ def _copy(strategy: Strategy, model: Any) -> tuple[Strategy, Any]:
 
 @contextmanager
 def _trial_folder(output_dir: Path) -> Iterator[Path]:
-    """Create a temporary folder in `output_dir`; remove it at the end, with all parent folders that were created for it.
+    """Create a temporary folder in `output_dir`; at the end, remove it and all parent folders that were created for it.
 
     Folders of killed trials are removed as well; a lock protects those of running processes.
     """
@@ -136,7 +136,7 @@ def _trial_folder(output_dir: Path) -> Iterator[Path]:
 def remove_stale(output_dir: Path) -> None:
     """Remove the folders of killed trials."""
     for folder in output_dir.glob(f"{PREFIX}*"):
-        with suppress(OSError, UserError), _lock(folder, create=False):  # raises if it is in use or not a trial folder
+        with suppress(OSError, UserError), _lock(folder, create=False):  # raised if it is in use or not a trial folder
             shutil.rmtree(folder)
 
 

@@ -1,8 +1,8 @@
-"""Save and load models that only their task can build, since no Auto class of transformers knows their class or head.
+"""Save and load models that only their task can build, because no Auto class of transformers knows their class or head.
 
-Under its family's model type, such a model would load silently with a random head. Therefore it is saved with a model type that
-plain transformers refuses. The subfolder `built/` contains the checkpoint's configuration and all weights. To load the model, the
-task's `build_model` creates it again, and the weights are loaded into it.
+If such a model were saved with the model type of its family, plain transformers would load it with a random head, without an
+error. Therefore it is saved with a model type that plain transformers refuses. The subfolder `built/` contains the checkpoint's
+configuration and all weights. To load the model, the task's `build_model` creates it again, and the weights are loaded into it.
 """
 
 import copy
@@ -34,7 +34,7 @@ FOLDER, WEIGHTS = "built", "model.safetensors"
 
 
 class TaskModelConfig(PretrainedConfig):
-    """The configuration of a model that its task builds. It has only the labels; the checkpoint's is in `built/`."""
+    """Configuration of a model that its task builds. It has only the labels; the checkpoint's configuration is in `built/`."""
 
     model_type = "nlp_transfer_task_model"
 
@@ -64,7 +64,7 @@ class SavedCheckpoint(Checkpoint):
 
 
 def ensure_config(model: Any, checkpoint: Checkpoint) -> Any:
-    """Set the checkpoint's configuration as a model's `config` if it has none, and return the model.
+    """Return the model. If it has no `config`, set the attribute to the configuration of the checkpoint.
 
     Raises:
         UserError: the model is not a `torch.nn.Module`.
@@ -101,7 +101,7 @@ def is_auto_model(model: Any, task: Task) -> bool:
 
 
 def _describe(model: nn.Module) -> tuple[Any, ...]:
-    """Return the classes of all modules (without subclasses of this package), and the shapes of all weights."""
+    """Return the class of each module, or its library base class if it is from this package, and the shape of each weight."""
     modules = {name: _library_class(type(module)) for name, module in model.named_modules()}
     return modules, {name: value.shape for name, value in model.state_dict().items()}
 
@@ -113,10 +113,10 @@ def _library_class(module_class: type) -> type:
 
 
 def save_candidates(model: Any, checkpoint: Checkpoint | None, task: Task) -> list[PretrainedConfig | None]:
-    """Return the configurations to try for saving a model, in order of preference; None stands for `save_pretrained`.
+    """Return the configurations to try when a model is saved, in order of preference.
 
-    `save_built` saves the others. Only loading the saved model shows whether it computes the same: a user's class may have hooks,
-    and a strategy may have changed the configuration (fewer layers).
+    With None, `save_pretrained` saves the model; with a configuration, `save_built`. Which of them works is only known when the
+    saved model is loaded and compared: a user's class may have hooks, and a strategy may have removed layers.
     """
     if checkpoint is None or not is_user_defined(task):
         return [None]
@@ -165,10 +165,10 @@ def load_built(checkpoint: Checkpoint, task: Task) -> Any:
 
 
 def check_built(model: Any, task: Task, saved: Mapping[str, Any] | None, name: str) -> None:
-    """Compare the logits of a model that its task built with those recorded when it was saved.
+    """Compare the logits of a model that its task built with those recorded when it was saved. Skip all other models.
 
     Args:
-        saved: the model's record; models that an Auto class loaded are not compared.
+        saved: the record of the model.
         name: name of the model, for messages.
 
     Raises:
@@ -181,7 +181,7 @@ def check_built(model: Any, task: Task, saved: Mapping[str, Any] | None, name: s
     if (difference := probe_difference(model, probe)) is not None:
         raise UserError(
             f"model: {name}: the model that {task_name(task)} builds does not give the logits recorded when it was saved "
-            f"({difference}); its class, a library or the weights have changed since then; allowed: those that it was saved with"
+            f"({difference}); its class, a library or the weights have changed since; allowed: the versions it was saved with"
         )
 
 

@@ -62,7 +62,7 @@ def load_checkpoint(checkpoint: Checkpoint, auto_class: Any, task: Task | None =
 
 
 def find_adapter(path: Path) -> Path | None:
-    """Return the folder of an adapter: `path`, or `model/` in a run folder (for adapters that cannot be merged); else None."""
+    """Return the folder of an adapter, or None. It is `path`, or `model/` in a run folder if the adapter cannot be merged."""
     return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "adapter_config.json")), None)
 
 
@@ -111,11 +111,11 @@ def open_adapter(
     """Load an adapter on its base model.
 
     Args:
-        settings: settings of the task that override the recorded ones.
-        merge: merge the adapter into the base, if its method supports it.
-        base: name or path of the base model; None: as recorded.
-        verify: check by recorded logits that the base is the same as in training.
-        kind: class of the task; None: as recorded.
+        settings: task settings that override the recorded ones.
+        merge: whether to merge the adapter into the base, if this kind of adapter supports it.
+        base: name or path of the base model. None means the recorded one.
+        verify: whether to check, using the recorded logits, that the base is the one used in training.
+        kind: class of the task. None means the recorded one.
 
     Returns:
         The model, the checkpoint of the base, and the task.
@@ -146,7 +146,7 @@ def open_adapter(
 
 
 def _open_base(folder: Path, recorded: Mapping[str, Any], override: str | Path | None) -> Checkpoint:
-    """Open the base of an adapter: `override`, else the recorded base."""
+    """Open the base of an adapter, which is `override` if given, otherwise the recorded base."""
     try:
         if override is None and os.path.isabs(recorded["model"]) and not os.path.exists(recorded["model"]):
             override = _base_of_run(folder.parent / "config.yaml")
@@ -163,9 +163,10 @@ def _open_base(folder: Path, recorded: Mapping[str, Any], override: str | Path |
 
 
 def _base_of_run(settings: Path) -> str | None:
-    """Return the base's folder according to the `config.yaml` of a run; None if it does not exist.
+    """Return the folder of the base that `config.yaml` of a run names, or None if there is no such folder.
 
-    The path is relative to the recorded working directory, which is relative to the file, so run and base may be moved together.
+    The recorded path is relative to the recorded working directory, which is relative to `config.yaml`. Therefore the run and its
+    base can be moved together.
     """
     try:
         document = mapping(yaml.safe_load(settings.read_text(encoding="utf-8")))
@@ -177,7 +178,7 @@ def _base_of_run(settings: Path) -> str | None:
     model = os.path.normpath(os.path.join(settings.parent.absolute(), directory, model))
     if not os.path.isdir(model):
         return None
-    say(f"the base of the adapter is {model}, by {settings}")
+    say(f"the base of the adapter is {model}, according to {settings}")
     return model
 
 
@@ -259,7 +260,7 @@ def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, limi
     task = task_from(before.document() | requested, type(before))
     task._changed.update(name for name in requested if getattr(task, name, None) != getattr(before, name, None))
     refuse_unused(unused, (f"task.{name}" for name in task._changed), problems)
-    limit = before.max_length or limit  # other programs' models do not record it
+    limit = before.max_length or limit  # models that other programs saved do not record it
     if task.max_length and limit and task.max_length > limit:
         problems.add(f"--task.max_length: found {task.max_length}; allowed: up to {limit}, which the model was trained with")
     task.fit(None, problems)
@@ -268,7 +269,7 @@ def with_changed_settings(before: Task, settings: Mapping[str, Any] | None, limi
 
 
 def check_record(saved: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
-    """Return a record, or raise a UserError if it has no settings of a task."""
+    """Return the record, or raise a UserError if it has no settings of a task."""
     if saved is not None and not isinstance(saved.get("settings"), dict):
         raise UserError(f"{name}: {RECORD} has no `settings` of a task; is it a file of this toolkit?")
     return saved

@@ -22,7 +22,7 @@ from nlp_transfer.utils.errors import UserError, first_line, shorten
 
 ROWS, LENGTH, SHOWN = 2, 8, 8
 # Rounding differs between machines; damage causes larger differences. TOLERANCE is relative to the spread of the logits (about
-# 0.01 for a head with little training) or to the scale of regression targets; the others are relative to the largest logit.
+# 0.01 for a head with little training) or to the scale of regression targets; the other limits are relative to the largest logit.
 TOLERANCE, ROUNDING, REGRESSION_ROUNDING = 1e-3, 1e-5, 1e-6
 WEIGHTS = "*.safetensors"
 CHARACTERS = 256  # ids for a model without an embedding table (CANINE)
@@ -81,7 +81,7 @@ def check_files(probe: dict[str, Any], folder: Path) -> None:
 
 
 def probe_difference(model: PreTrainedModel, probe: dict[str, Any]) -> str | None:
-    """Return a message on how a model's fp32 logits differ from the recorded ones; None if they agree up to rounding."""
+    """Return how the fp32 logits of a model differ from the recorded ones, as text, or None if only rounding differs."""
     try:
         names: list[str] = [name for name in ("input_ids", "decoder_input_ids") if name in probe]
         inputs = {name: torch.tensor(probe[name]) for name in names}
@@ -104,7 +104,7 @@ def probe_difference(model: PreTrainedModel, probe: dict[str, Any]) -> str | Non
 
 
 def _artificial_ids(vocabulary: int) -> torch.Tensor:
-    """Return fixed ids from across a vocabulary, int64 of shape (2, 8)."""
+    """Return fixed ids spread over a vocabulary, int64 of shape (2, 8)."""
     return torch.tensor([(i * 7919 + 11) % vocabulary for i in range(ROWS * LENGTH)]).view(ROWS, LENGTH)
 
 

@@ -26,7 +26,7 @@ from nlp_transfer.utils.errors import UserError
 PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "scikit-learn", "tokenizers", "sacrebleu", "numpy",
 )  # fmt: skip
-TOLERANCE = 1e-3  # a merged or reloaded model may differ by rounding, not by more
+TOLERANCE = 1e-3  # logits of a merged or reloaded model may differ only by rounding
 
 
 class UnfaithfulError(RuntimeError):
@@ -51,7 +51,7 @@ def is_adapted(model: Any) -> bool:
 
 
 def record(task: Task, plain: bool, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the content of `nlp_transfer.json`: the task with its settings, no metrics yet, and versions.
+    """Return the content of `nlp_transfer.json`: the task with its settings, and versions. Metrics are added later.
 
     Args:
         plain: whether transformers can load the model without this package.
@@ -85,7 +85,7 @@ def save_model(
 
     Args:
         probe: a batch for which the loaded model must have the same logits.
-        checkpoint: the checkpoint that the task built the model on, for models that no Auto class knows.
+        checkpoint: the checkpoint from which the task built the model; needed for models that no Auto class knows.
 
     Raises:
         UnfaithfulError: the loaded model has different logits; `folder` is not written.
@@ -128,7 +128,7 @@ def _save_as(
 def save_adapted(adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:
     """Create the model folder for an adapter that cannot be merged, and return the model loaded from this folder.
 
-    The folder contains the adapter and no config.json, so that no program loads it as a model with a random head.
+    The folder contains the adapter and no config.json, so that no program can load it as a model with a random head.
     """
     with replacing_folder(folder) as partial, quiet():
         shutil.copytree(adapter, partial, dirs_exist_ok=True)

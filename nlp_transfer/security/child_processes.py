@@ -1,7 +1,7 @@
 """Start child processes that do not import modules from the current folder.
 
-With `python -m` and `python -c`, Python searches the current folder first, so that a file `pickle.py` in a downloaded folder
-would run. Therefore only this module starts processes; a test checks this. Every command also runs inside `isolated`, for
+With `python -m` and `python -c`, Python searches the current folder first, so a file `pickle.py` in a downloaded folder would
+run. Therefore, only this module starts processes; a test checks this. Every command also runs inside `isolated`, which protects
 processes that libraries start.
 """
 
@@ -103,12 +103,12 @@ def end_with_input() -> None:
 
 
 def start_workers(count: int, target: Callable[..., None], arguments: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Start processes that call `target(pipe, number, *arguments)` and never receive SIGINT and SIGTERM.
+    """Start processes that call `target(pipe, number, *arguments)`, with SIGINT and SIGTERM blocked.
 
     Terminals and schedulers send these signals to all processes of a command; the caller has to end the workers.
 
     Yields:
-        The `multiprocessing.Process` and this process's end of its pipe, which is at its end when the process has ended.
+        The `multiprocessing.Process`, and this process's end of the pipe. Reading from the pipe fails when the worker has ended.
 
     Raises:
         OSError: the system cannot start another process.
@@ -116,7 +116,7 @@ def start_workers(count: int, target: Callable[..., None], arguments: Sequence[A
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
-    with _protected_start():  # also while the caller stores a process, so that it can end each one
+    with _protected_start():  # also while the caller stores each process, so that it can end all of them
         for number in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=target, args=(theirs, number, *arguments), daemon=True)

@@ -1,4 +1,4 @@
-"""Lock files that admit one process at a time; the next holder removes the unfinished files of a killed one.
+"""Lock files that one process at a time can hold. If a holder is killed, the next one removes its unfinished files.
 
 The library `filelock` is unsuitable: it also locks pipes and files of other programs, and cannot record the names of unfinished
 files.
@@ -26,7 +26,7 @@ except ImportError:
 
 SAFE = (
     getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-)  # follow no link, wait for no pipe
+)  # do not follow links or wait for pipes
 PART, OLD = re.compile(r"\.part-[0-9a-f]{32}"), re.compile(r"\.old-[0-9a-f]{32}")
 LOCKED = b"nlp_transfer lock\n"  # first line of a lock file; files with other content are not touched
 BEYOND = 2**30  # on Windows, lock a byte beyond the content, so that other processes can read the file
@@ -39,7 +39,8 @@ def open_record(path: Path, create: bool = True) -> BinaryIO:
     """Open a lock file, journal or other record of this user for reading and writing.
 
     Raises:
-        UserError: the path is a link, a pipe, a file of another user or the like. It is not changed.
+        UserError: the path is not a regular file, is a link, has several hard links, or belongs to another user. It is not
+            changed.
     """
     foreign = UserError(f"{path}: is not a file of this program and this user; remove it, or write to another folder")
     try:
@@ -117,7 +118,7 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
     Args:
         path: the lock file.
         busy: error message if another process holds the lock.
-        unlocked: end of the warning on a file system without locks, such as some network file systems.
+        unlocked: the end of the warning if the file system has no locks, such as some network file systems.
         create: whether to create a missing file.
 
     Raises:
@@ -165,7 +166,7 @@ def lock_target(path: Path) -> Lock:
     Raises:
         UserError: another process is writing it.
     """
-    busy = f"{path}: another process is writing it; wait until it has ended, or write to another place"
+    busy = f"{path}: another process is writing it; wait until that process has ended, or write to another place"
     return lock_now(path.with_name(f".{path.name}.lock"), busy, "a second process could write the same files")
 
 
@@ -194,7 +195,7 @@ def _unlock(descriptor: int) -> None:
 
 
 def is_same(path: Path, status: os.stat_result) -> bool:
-    """Whether a path, without following links, is still the file with this status."""
+    """Whether a path still refers to the file with this status. Links are not followed."""
     try:
         return os.path.samestat(path.lstat(), status)
     except OSError:

@@ -21,7 +21,7 @@ class Known:
         self.value = value
         data = value.encode("utf-8", "surrogateescape")
         forms = {value, value.replace(" ", "+"), "".join(value.split()), data.decode("latin-1"), data.hex(), data.hex().upper()}
-        with suppress(UnicodeEncodeError):  # on a stream with Latin-1 encoding
+        with suppress(UnicodeEncodeError):  # the form on a stream with Latin-1 encoding
             forms.add(value.encode("latin-1").decode("utf-8", "surrogateescape"))
         for offset in range(3):  # in base64, three bytes are four characters
             encoded = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")
@@ -51,7 +51,7 @@ class Known:
             at = text.find(value[:PREFIX_LENGTH], max(end, at + 1))
 
     def unfinished(self, text: str, least: int) -> int | None:
-        """Return the start of a form that is incomplete at the end of the text but has `least` characters; otherwise None."""
+        """Return the start of an incomplete form with at least `least` characters at the end of the text, or None."""
         for form in self.forms:
             at = text.find(form[:least], max(0, len(text) - len(form) + 1))
             while at >= 0:

@@ -1,7 +1,8 @@
 """Redact secrets in everything that this process prints, even if a secret is split over several writes.
 
 `sys.stdout` and `sys.stderr` become text streams with a `Redactor` as their `buffer`. Direct writes to the file descriptors are
-not redacted: messages of C libraries, and predictions on standard output, which are the user's data (`standard_streams.py`).
+not redacted. These are messages of C libraries, and predictions on standard output, which are the user's data
+(`standard_streams.py`).
 """
 
 import atexit
@@ -21,15 +22,15 @@ from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.utils.environment import finish_output, open_streams
 
 _redactors: "weakref.WeakSet[Redactor]" = weakref.WeakSet()
-MOST_HELD = 1 << 16  # characters to hold back at most; no secret is longer
-CONTEXT = 512  # characters of an unfinished line to remember as context of the next write
+MOST_HELD = 1 << 16  # maximum number of characters to hold back; no secret is longer
+CONTEXT = 512  # maximum number of characters of an unfinished line to remember as context of the next write
 
 
 class Redactor(io.BufferedIOBase):
     """A binary stream that redacts secrets and writes everything else to the underlying stream.
 
-    If a write may end inside a secret, that end is held back until the next write or `release`. If a secret is written in parts,
-    at most its first three characters, or its prefix such as `hf_`, are printed.
+    If a write may end inside a secret, the text from the start of that secret is held back until the next write or `release`. If
+    a secret is written in parts, at most its first three characters, or its prefix such as `hf_`, are printed.
     """
 
     def __init__(self, below: Any) -> None:

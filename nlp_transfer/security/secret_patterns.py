@@ -1,9 +1,9 @@
 """Find secrets in text, also in common encodings, and replace them with `***`.
 
 The values of this machine's secrets are known (`known_secrets.py`). Other secrets are recognized by their shape (tokens of
-well-known services, private keys) or by their context (credentials in URLs and headers, values named `token` or similar). All are
-also found in escaped text (percent-encoding, JSON, Python, HTML, UTF-16), base64 and hexadecimal; known values also across line
-breaks. `redaction.py` applies this to all output.
+well-known services, private keys) or by their context (credentials in URLs and headers, values named `token` or similar). All
+secrets are also found in escaped text (percent-encoding, JSON, Python, HTML, UTF-16), base64 and hexadecimal. Known values are
+also found across line breaks. `redaction.py` applies this to all output.
 """
 
 import binascii
@@ -32,7 +32,7 @@ KINDS = (
     r"pypi-[A-Za-z0-9_-]{40,}",  # PyPI
     r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+",  # JSON web tokens
 )  # fmt: skip
-TRUNCATED = (  # in a message
+TRUNCATED = (  # tokens that a message has shortened
     r"(?:hf_|api_org_|gh[pousr]_|github_pat_|glpat-|sk-|AIza|xox[abeoprs]-|pypi-AgEI)"
     r"(?=[a-z_-]*[A-Z0-9])[\w-]{6,}(?:\.\.\.|…)[\w-]*"
 )
@@ -59,11 +59,11 @@ class Rule(NamedTuple):
     """Recognizes a secret by its context."""
 
     keywords: tuple[str, ...]
-    """Every match contains at least one of these lower-case words: a fast check."""
+    """Every match contains at least one of these lower-case words, so texts without them need no search."""
     pattern: re.Pattern[str]
     """Matches a complete secret; the group `value` is replaced."""
     unfinished: re.Pattern[str]
-    """Matches a secret at the end of the text that may be incomplete."""
+    """Matches a secret at the end of the text if it may be incomplete."""
 
     def is_possible(self, lower: str) -> bool:
         """Whether the text, in lower case, contains a keyword."""
@@ -111,7 +111,7 @@ UNFINISHED = re.compile(
 PARTIAL = re.compile(
     r"(?:%[0-9A-Fa-f]?|\\+(?:u\{?[0-9A-Fa-f]{0,4}|x[0-9A-Fa-f]?|U[0-9A-Fa-f]{0,7}|[0-7]{1,2})?|&\#?[0-9A-Za-z]{0,7}|\x1b(?:\[[0-9;]*)?)\Z"
 )  # an unfinished escape at the end of the text
-HELD_FROM = 4  # a write is held back if it ends with at least this many characters of a known value
+HELD_FROM = 4  # the end of a write is held back if it is the start of a known value with at least this many characters
 LONGEST_LINE = 1 << 12
 
 Spans = list[tuple[int, int]]
@@ -142,12 +142,12 @@ def find_secret(text: str) -> int | None:
 
 
 def contains_secret(data: bytes) -> bool:
-    """Whether binary data, such as weights, contains a secret without encoding: a fast version of `find_secret`."""
+    """Whether binary data, such as weights, contains an unencoded secret. A fast version of `find_secret`."""
     return any(value.value.encode() in data for value in known_secrets()) or any(kind.search(data) for kind in IN_BYTES)
 
 
 def spans(text: str, strict: bool = False) -> Spans:
-    """Return the spans of all secrets, sorted and without overlaps; `strict` as for `find_secret`."""
+    """Return the spans of all secrets, sorted and without overlaps; if `strict`, only those that `find_secret` finds."""
     merged: Spans = []
     for start, end in sorted(_spans(text, known_secrets(), strict, 0)):
         if merged and start <= merged[-1][1]:
@@ -158,7 +158,7 @@ def spans(text: str, strict: bool = False) -> Spans:
 
 
 def unfinished(text: str, secrets: Spans) -> int:
-    """Return the start of a possible secret at the end of the text that may be incomplete, or the length of the text.
+    """Return the start of a possible, incomplete secret at the end of the text, or the length of the text if there is none.
 
     Args:
         text: text to which more may be appended.
@@ -240,8 +240,8 @@ def _apply(rule: Rule, text: str, lower: str, mark: Any) -> None:
 def _is_harmless(match: "re.Match[str]") -> bool:
     """Whether the value of a match is not a secret.
 
-    It may be a number (`probability of the token: 0.5312`), a word of a message (`training.token: unknown setting`), already
-    redacted, or a word after `basic` that does not encode `user:password`.
+    These values are harmless: a number (`probability of the token: 0.5312`), a word of a message (`training.token: unknown
+    setting`), a value that is already redacted, and a word after `basic` that does not encode `user:password`.
     """
     value, before = match["value"], match[0][: match.start("value") - match.start()]
     if match.re is RULES[3].pattern:

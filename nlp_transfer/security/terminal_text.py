@@ -8,7 +8,7 @@ import re
 from io import TextIOBase
 from typing import TextIO
 
-# Control characters except tab and line feed, lone surrogates, bidirectional embeddings, overrides and isolates, and line and
+# Control characters (but not tab and line feed), lone surrogates, bidirectional embeddings, overrides and isolates, and line and
 # paragraph separators. Joiners and single directional marks are allowed, since some languages need them.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

@@ -55,7 +55,7 @@ class NamesModel:
     """Field metadata: the field names a model, or a list of models. A resumed run must name the same models.
 
     Args:
-        keywords: Values with another meaning.
+        keywords: Values of the field that are not models but have another meaning.
     """
 
     def __init__(self, *keywords: str) -> None:

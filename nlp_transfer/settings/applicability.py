@@ -1,4 +1,4 @@
-"""Determine which settings have an effect: by command, and depending on other settings."""
+"""Determine which settings have an effect, depending on the command and on other settings."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -104,7 +104,7 @@ def _why(command: str, name: str) -> str:
 class UsedWith:
     """Field metadata: the field has an effect only if other fields of the same settings have certain values.
 
-    Each keyword is the name of another field and its required value, or `Not(value)`.
+    Each keyword argument is the name of another field; its value is the required value of that field, or `Not(value)`.
 
     Example:
         `Annotated[float, UsedWith(classifier="logistic_regression")]`
@@ -114,7 +114,7 @@ class UsedWith:
         self.values = values
 
     def unmet(self, settings: Any, prefix: str) -> str | None:
-        """Return why the field has no effect, or None if it has one; `prefix` is the section of the settings."""
+        """Return why the field has no effect, or None if it has an effect; `prefix` is the section of the settings."""
         for name, expected in self.values.items():
             value, dotted = getattr(settings, name), f"{prefix}.{name}"
             if isinstance(expected, Not):
@@ -133,7 +133,7 @@ class Not:
 
 
 def unused_fields(settings: Any, prefix: str) -> dict[str, str]:
-    """Return the fields without effect (see `UsedWith`): the reason by dotted name."""
+    """Return the fields without effect (see `UsedWith`), as a mapping from their dotted names to the reasons."""
     return {
         f"{prefix}.{name}": reason
         for name, field in type(settings).model_fields.items()
@@ -153,13 +153,13 @@ def given_fields(settings: Any, prefix: str) -> set[str]:
 
 
 def refuse_unused(reasons: Mapping[str, str], given: Iterable[str], problems: Problems) -> None:
-    """Add a problem for each setting in `given` that has no effect; `reasons` holds the reason by dotted name."""
+    """Add a problem for each setting in `given` that has no effect; `reasons` maps dotted names to reasons."""
     for name in sorted(set(given) & reasons.keys()):
         problems.add(f"{name}: has no effect: {reasons[name]}; leave it out")
 
 
 def check_used(task: Any, scored: bool) -> None:
-    """Check that all settings that override those of a loaded model affect its predictions.
+    """Check that all settings that override the settings of a loaded model affect its predictions.
 
     Args:
         scored: whether the predictions may also be scored.

@@ -5,7 +5,7 @@ A package declares them as entry points, for example in its `pyproject.toml`:
     [project.entry-points."nlp_transfer.strategies"]
     my_strategy = "my_package.strategies:MyStrategy"
 
-Only the metadata of installed packages are read here; `registry.load` imports the module of a name when it is used.
+Only the metadata of installed packages are read here; `registry.load` imports the module when the name is used.
 """
 
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ GROUPS: dict[Kind, str] = {"task": "nlp_transfer.tasks", "strategy": "nlp_transf
 
 
 class EntryPoint(NamedTuple):
-    """The object that a name stands for, as `package.module:NAME`, and the distribution that declares it."""
+    """The object to which a name refers, as `package.module:NAME`, and the distribution that declares the name."""
 
     target: str
     distribution: str
@@ -36,7 +36,7 @@ def find(kind: Kind, name: str, setting: str) -> EntryPoint | None:
         setting: The setting that contains the name, for messages.
 
     Raises:
-        UserError: If several packages declare the name.
+        UserError: Several packages declare the name.
     """
     declared = _entry_points(kind).get(name, [])
     if len(declared) > 1:

@@ -1,7 +1,7 @@
 """Load user-defined classes and functions (`package.module:Class`), only from trusted modules.
 
-A saved model names the class of its task, so loading a model must not import arbitrary modules. Trusted modules are installed,
-given on the command line (`--code FILE.py`), or already imported, such as the calling script.
+A saved model names the class of its task, so loading a model must not import arbitrary modules. A module is trusted if it is
+installed, given on the command line (`--code FILE.py`), or already imported, such as the calling script.
 """
 
 import importlib
@@ -90,7 +90,8 @@ def load_class(setting: str, name: str, base: type) -> Any:
 def load_function(setting: str, name: str) -> Any:
     """Return the function that `package.module:function` names.
 
-    Only for settings that the user wrote: unlike a class with a required base, a record could name any function.
+    Use this only for settings that the user wrote. A saved record could name any function, since functions have no required base
+    class.
 
     Raises:
         UserError: the module is not trusted or cannot be imported, or it has no such function.
@@ -99,7 +100,7 @@ def load_function(setting: str, name: str) -> Any:
     if not callable(loaded):
         fault = f"has no {path}" if loaded is None else f"has a {path} that cannot be called"
         raise UserError(f"{setting}: found {name}; {module.__name__} {fault}; allowed: a function, as {FUNCTION_FORM}")
-    # Settings may come from others: functions such as `os.system` are not for them to call, under whatever name.
+    # Settings may come from other people, who must not be able to call functions such as `os.system` under any name.
     defined = getattr(loaded, "__module__", None) if isinstance(loaded, (FunctionType, BuiltinFunctionType, type)) else None
     if {place.partition(".")[0] for place in (module.__name__, str(defined))} & sys.stdlib_module_names:
         raise UserError(f"{setting}: found {name}, which is part of Python; allowed: your own function, as {FUNCTION_FORM}")
@@ -107,7 +108,7 @@ def load_function(setting: str, name: str) -> Any:
 
 
 def _load(setting: str, name: str, kind: str, form: str) -> tuple[ModuleType, str, Any]:
-    """Return the module, the name inside it, and what it names; None if there is no such attribute."""
+    """Return the module, the name inside it, and the object with this name (None if there is no such attribute)."""
     module_name, _, path = name.partition(":")
     if "<locals>" in path or "<lambda>" in path:
         raise UserError(
@@ -227,9 +228,9 @@ def _may_import(name: str, spec: ModuleSpec) -> bool:
 def _is_installed(name: str, origin: str) -> bool:
     """Whether a module is in site-packages or belongs to an editable install.
 
-    An editable install adds the project's root to the module search path, where downloaded models may be as well. A module of an
-    editable install must therefore be listed by the distribution, all its packages must have an `__init__.py`, and it must not
-    be found merely because the project is the current folder.
+    An editable install adds the project's root to the module search path, and that folder may also contain downloaded models. A
+    module of an editable install is therefore accepted only if the distribution lists it, all its packages have an
+    `__init__.py`, and it is not found merely because the project is the current folder.
     """
     if any(_is_inside(origin, folder) for folder in _site_folders()):
         return True
@@ -256,7 +257,8 @@ def _site_folders() -> list[str]:
 def installed_packages() -> Iterable[Distribution]:
     """Return the packages that pip or another installer has put into a site-packages folder.
 
-    Metadata elsewhere on the module search path, such as in a downloaded folder, do not make a package installed.
+    A package does not count as installed if its metadata are elsewhere on the module search path, such as in a downloaded
+    folder.
     """
     return distributions(path=_site_folders())
 
@@ -264,7 +266,8 @@ def installed_packages() -> Iterable[Distribution]:
 def _editable_projects() -> Iterator[tuple[str, list[str]]]:
     """Yield the folder of each editable install, with the names of its packages and modules.
 
-    Build back ends other than setuptools write no `top_level.txt`; the package then has the name of the project.
+    Build back ends other than setuptools write no `top_level.txt`. In that case, the package is assumed to have the project's
+    name.
     """
     for distribution in installed_packages():
         try:

@@ -1,4 +1,4 @@
-"""Check Accelerate's configuration: refuse unsupported settings, and report settings without effect."""
+"""Check Accelerate's configuration: refuse unsupported settings, and report settings that have no effect."""
 
 import os
 
@@ -27,7 +27,7 @@ LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"  # set by every `accelerate launch`
 
 
 def flag(name: str) -> bool:
-    """Parse a boolean environment variable as Accelerate does; false if unset.
+    """Parse a boolean environment variable as Accelerate does; a variable that is not set is false.
 
     Raises:
         UserError: the value is neither true nor false.

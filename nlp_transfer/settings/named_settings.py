@@ -1,4 +1,4 @@
-"""Settings of a task or strategy, which have the name of their class."""
+"""Base class of the settings of tasks and strategies, which are saved with the name of their class."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ from nlp_transfer.settings.schema import Settings
 
 
 class NamedSettings(Settings):
-    """Settings of a class that configurations name."""
+    """Settings whose class is selected by a name in the configuration."""
 
-    def document(self) -> dict[str, Any]:
-        """Return the name and the settings as JSON, from which the object can be created again."""
-        return {"name": registry.name_of(type(self)), **self.model_dump(mode="json")}
+    def document(self) -> Any:
+        """Return the name and the settings as JSON, which `task_from` and `strategy_from` read."""
+        settings = self.model_dump(mode="json", fallback=lambda value: f"<{type(value).__name__} of {len(value)} rows in memory>")
+        return {"name": registry.name_of(type(self)), **settings}

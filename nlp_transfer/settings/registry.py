@@ -55,7 +55,7 @@ def load(kind: Kind, name: str) -> Any:
 
 
 def load_metric(name: str) -> Any:
-    """Return the metric that an entry point or `package.module:function` names. Only for settings that the user wrote.
+    """Return the metric that an entry point or `package.module:function` names. Use this only for settings that the user wrote.
 
     Raises:
         UserError: the name is unknown, several packages declare it, or the function cannot be loaded.
@@ -65,7 +65,7 @@ def load_metric(name: str) -> Any:
 
 
 def _target(kind: entry_points.Kind, name: str, setting: str, known: list[str], form: str) -> str:
-    """Return what a name stands for, as `package.module:NAME`."""
+    """Return the object to which a name refers, as `package.module:NAME`."""
     if ":" in name:
         return name
     if (entry := entry_points.find(kind, name, setting)) is None:
@@ -77,9 +77,9 @@ def _target(kind: entry_points.Kind, name: str, setting: str, known: list[str], 
 
 
 def name_of(implementation: type) -> str:
-    """Return the name by which `load` returns a class: a name of this package, or `package.module:Class` for another class.
+    """Return the name with which `load` returns this class: a name of this package, or `package.module:Class` for other classes.
 
-    It is never an entry point: records then say which package to install.
+    The name of an entry point is never returned, so that records show which package to install.
     """
     package, _, stem = implementation.__module__.rpartition(".")
     known = package in (f"{PACKAGE}.{folder}" for folder in FOLDERS.values())
@@ -87,7 +87,7 @@ def name_of(implementation: type) -> str:
 
 
 def is_outside(kind: str, name: Any) -> bool:
-    """Whether a name in the settings stands for a class outside this package: `package.module:Class` or an entry point."""
+    """Whether a name in the settings refers to a class outside this package, as `package.module:Class` or as an entry point."""
     if kind not in FOLDERS or not isinstance(name, str) or name in _modules(kind):
         return False
     return ":" in name or name in entry_points.names(kind)

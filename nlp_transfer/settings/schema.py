@@ -21,7 +21,6 @@ from pydantic import (
     model_validator,
 )
 
-from nlp_transfer.settings import registry
 from nlp_transfer.settings.annotations import allowed_values, as_yaml, leaf_types, needs_list
 from nlp_transfer.settings.applicability import UsedWith
 
@@ -33,7 +32,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 def _by_name(value: Any) -> Any:
-    """Replace a class or function by its name, `package.module:Class`; in Python, settings may hold either."""
+    """Replace a class or function with its name, `package.module:Class`; in Python, a setting may contain either of them."""
     return f"{value.__module__}:{value.__qualname__}" if isinstance(value, (type, FunctionType)) else value
 
 
@@ -52,7 +51,7 @@ def _optimizer_name(value: Any) -> Any:
 
 
 Code = Annotated[str, BeforeValidator(_by_name), AfterValidator(_has_module)]
-"""A class or function of the user, as `package.module:NAME`."""
+"""A user-defined class or function, as `package.module:NAME`."""
 SEPARATORS = {"tab": "\t", "\\t": "\t", "semicolon": ";", "comma": ",", "pipe": "|"}
 
 
@@ -67,11 +66,6 @@ class Settings(BaseModel):
         arbitrary_types_allowed=True,
         coerce_numbers_to_str=True,  # a column may be called 2024, and YAML reads that as a number
     )
-
-    def document(self) -> Any:
-        """Return the name of the class and its settings as JSON; `task_from` and `strategy_from` read it."""
-        settings = self.model_dump(mode="json", fallback=lambda value: f"<{type(value).__name__} of {len(value)} rows in memory>")
-        return {"name": registry.name_of(type(self)), **settings}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -122,7 +116,7 @@ class DataConfig(Settings):
     """What to do with unusable rows: empty text, missing or unknown label, unparsable line. refuse: stop with an error that
     lists them. skip: exclude them from all splits, and write them to `skipped_rows.csv`."""
     filter: Annotated[list[Literal["empty", "copies", "length_ratio", "duplicates"]], Field(min_length=1)] | None = None
-    """Translation: kinds of training pairs to skip. empty: source or target is empty. copies: source and target are equal.
+    """Generated text: kinds of training pairs to skip. empty: source or target is empty. copies: source and target are equal.
     length_ratio: the ratio of their lengths in characters differs from the median of train by more than a factor of 3, unless
     both have fewer than 30 characters. duplicates: repetitions of an earlier pair. Comparisons ignore case, white space and
     Unicode normalization. null: skip none."""
@@ -142,7 +136,7 @@ class DataConfig(Settings):
 
     @property
     def splits(self) -> list[str]:
-        """Names of the labeled splits: those with data, and those split off train."""
+        """Names of the labeled splits that have a source or are split off train."""
         shares = {"train": 0, "validation": self.validation_share, "test": self.test_share}
         return [role for role, share in shares.items() if getattr(self, role) is not None or (share and self.train is not None)]
 
@@ -223,20 +217,20 @@ class TrainingConfig(Settings):
     """Rows per process and micro-batch. auto: as many as fit in memory; each optimizer step still uses 32 times
     `gradient_accumulation_steps` rows per process."""
     batch_tokens: Count | None = None
-    """Tokens per process and micro-batch, padding included (translation: source plus target). Overrides `batch_size`."""
+    """Tokens per process and micro-batch, padding included (generated text: source plus target). Overrides `batch_size`."""
     gradient_accumulation_steps: Count = 1
     """Micro-batches per process and optimizer step."""
     learning_rate: Positive | Literal["auto"] = "auto"
     """Peak learning rate. auto: a rate that suits the strategy and the model size."""
     optimizer: Annotated[Name, BeforeValidator(_optimizer_name)] = "adamw"
-    """adamw; the name of another class in torch.optim, such as SGD; or your own `package.module:factory`, a function of
-    parameter groups and learning rate (`f(groups, learning_rate)`) that returns an optimizer."""
+    """adamw; the name of another class in torch.optim, such as SGD; or your own function, as `package.module:factory`:
+    `f(groups, learning_rate)` returns an optimizer for the parameter groups."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Weight decay of the optimizer (decoupled in AdamW); not applied to biases and normalization weights."""
     schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] | Code = "linear"
     """Learning rate after the warmup. linear, cosine: decay to 0. inverse_sqrt: decay with 1 / sqrt(step). constant: no decay.
-    Or your own `package.module:function`: `f(step, steps)` returns the factor on the peak learning rate; both count from the end
-    of the warmup, and the first step is 0."""
+    Or your own function, as `package.module:function`: `f(step, steps)` returns the factor by which the peak learning rate is
+    multiplied. `step` starts at 0 after the warmup, and `steps` is the number of steps after the warmup."""
     warmup: Annotated[float, Field(ge=0)] = 0.1
     """Length of the warmup: a share of all steps if below 1, otherwise a number of steps."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -244,19 +238,18 @@ class TrainingConfig(Settings):
     label_smoothing: Share | Literal["auto"] = "auto"
     """Share of the target probability to spread evenly over all classes. auto: 0.1 with ten or more classes, else 0."""
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
-    """Weights of the classes in the loss. `balanced`: inverse class frequency after oversampling. Or a weight per label: {good:
-    1,
-    bad: 3}. Combined with `label_smoothing` as in PyTorch's `cross_entropy`. null: equal weights."""
+    """Weights of the classes in the loss. `balanced`: inverse class frequency after oversampling. Or a weight for each label,
+    such as {good: 1, bad: 3}. Combined with `label_smoothing` as in PyTorch's `cross_entropy`. null: equal weights."""
     focal_gamma: Annotated[float, Field(ge=0)] | None = None
     """Focusing parameter gamma of the focal loss (2 is typical): larger values give less weight to examples that the model
     already classifies with confidence. null: no focal loss."""
     oversample: Literal["balanced"] | Annotated[float, Field(gt=0, le=1)] | None = None
     """Repeat rows of rare classes in each epoch. `balanced`: until every class has as many rows as the largest one. A number up
-    to 1: exponent of that repetition factor (0.5: its square root). null: each row once."""
+    to 1: each repetition factor of `balanced`, raised to this power (0.5: its square root). null: each row once."""
     augment: AugmentConfig | Code | None = None
     """Shares of words in the training texts to `drop`, `swap`, `mask` or `replace`, such as {drop: 0.1}. Words are sampled at
-    each step. Or your own `package.module:function`: `f(batch, rows, step)` returns the changed batch of tensors. null: no
-    augmentation."""
+    each step. Or your own function, as `package.module:function`: `f(batch, rows, step)` returns the changed batch of tensors.
+    null: no augmentation."""
     dropout: Share | None = None
     """Dropout of the hidden layers, and of a custom head unless `task.head.dropout` is set. null: as in the checkpoint."""
     attention_dropout: Share | None = None
@@ -277,7 +270,7 @@ class TrainingConfig(Settings):
     checkpoint_every: Count | None = None
     """Optimizer steps between checkpoints. null: save one at each evaluation. A checkpoint is also saved every 15 minutes."""
     keep_checkpoints: Count = 2
-    """Number of recent checkpoints to keep during a run, in addition to the best weights."""
+    """Number of recent checkpoints to keep during a run; the best weights are always kept as well."""
     process_timeout: Count = 1800
     """Seconds that a process of a distributed run waits for the others before it fails."""
     early_stopping: Count | None = None
@@ -291,13 +284,13 @@ class TrainingConfig(Settings):
     trackers: list[str] = []
     """Experiment trackers, by their names in Accelerate, such as tensorboard."""
     metrics: list[Name] = []
-    """Your own metrics of validation and test, each as `package.module:function`, or by the name that an installed package
-    declares: functions `f(predictions, references) -> {name: value}` of all rows of a split."""
+    """Your own metrics for validation and test, each as `package.module:function`, or as the name that an installed package
+    declares. They are functions `f(predictions, references) -> {name: value}`, called with all rows of a split."""
     hub_metrics: list[str] = []
     """Hub ids of additional metrics. They run code from the hub, so `--allow-hub-metrics`, or `allow_hub_metrics=True` in Python,
     is required."""
     logging_steps: Count = 10
-    """Optimizer steps between two lines of `log.jsonl`."""
+    """Number of optimizer steps between two lines of `log.jsonl`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed of splits, data order, new weights and dropout."""
 
@@ -308,7 +301,7 @@ class TrainingConfig(Settings):
 
     @property
     def rows(self) -> int:
-        """`batch_size` as a number; available after `auto` was resolved."""
+        """`batch_size` as a number; available only after `auto` has been resolved."""
         assert isinstance(self.batch_size, int), "fit_batch was not called"
         return self.batch_size
 

@@ -59,7 +59,7 @@ FOREIGN_NAMES = {
     "training.logging_steps": "log_every_n_steps log_every",
     "output_dir": "output out out_dir save_dir output_path default_root_dir run_dir",
 }
-"""Names in transformers, PEFT, Lightning and scikit-learn, by the name of the corresponding setting."""
+"""For each setting, the corresponding names in transformers, PEFT, Lightning and scikit-learn."""
 _BY_FOREIGN_NAME = {word: name for name, words in FOREIGN_NAMES.items() for word in words.split()}
 
 
@@ -79,9 +79,9 @@ def all_settings() -> list[tuple[str, str, str]]:
 def suggest(name: str, siblings: Sequence[str] = ()) -> str:
     """Return a suggestion for an unknown setting, such as ` (did you mean 'training.learning_rate'?)`, or an empty string.
 
-    Tries in order: names in other libraries (`FOREIGN_NAMES`); similar names among `siblings`, the settings of the same
-    section; settings of other sections with the same last part. For a name without a section, other sections come before
-    siblings, and similar last parts are tried at the end.
+    The candidates are, in this order: names in other libraries (`FOREIGN_NAMES`); similar names among `siblings`, the settings
+    of the same section; settings of other sections with the same last part. For a name without a section, the last two are
+    swapped, and settings of all sections with a similar last part are tried at the end.
     """
     section, _, last = name.lower().replace("-", "_").rpartition(".")
     if (meant := _BY_FOREIGN_NAME.get(last, name)) != name:

@@ -1,6 +1,6 @@
-"""Strategies: how a pretrained model is adapted to a task. Each file or folder holds one strategy, named after it.
+"""Strategies: ways to adapt a pretrained model to a task. Each file or folder contains the strategy of the same name.
 
-`Strategy` is their protocol. `strategy_from` creates a strategy, or a list of strategies, from its configuration.
+`Strategy` is their base class. `strategy_from` creates a strategy, or a combination of strategies, from its configuration.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,10 +36,10 @@ __all__ = [
 
 
 def strategy_from(document: Mapping[str, Any] | Sequence[Mapping[str, Any] | Strategy]) -> Strategy:
-    """Create a strategy from a document with its name and settings. A list of documents or strategies becomes a `Combined`.
+    """Create a strategy from a document with its name and settings. A list becomes a `Combined` strategy.
 
     Raises:
-        UserError: If a name is unknown or repeated, a setting is invalid, or strategies of the list are incompatible.
+        UserError: If a name is unknown or repeated, a setting is invalid, or strategies in the list are incompatible.
     """
     if isinstance(document, Mapping):
         return _single(document, "strategy")

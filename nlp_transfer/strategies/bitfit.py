@@ -1,6 +1,6 @@
 """BitFit: train only the biases of the encoder, the pooler and the head.
 
-When to use it: for many tasks on one encoder, since the trained biases take only a few hundred kilobytes per task.
+When to use it: if many tasks share one encoder, since the trained biases take only a few hundred kilobytes per task.
 
 Cost: less than 0.1 % of the encoder's parameters are trained, so the optimizer state is tiny. A step is only slightly faster than
 in full fine-tuning, and accuracy is usually somewhat lower.
@@ -30,20 +30,20 @@ NORMALIZATION = re.compile(r"norm", re.IGNORECASE)
 
 
 def _learning_rate(model: nn.Module) -> float:
-    """Return a high rate, since few parameters are trained, or a lower one for a new decoder, which is trained completely."""
+    """Return a high rate, since few parameters are trained. For a new decoder, which is trained completely, the rate is lower."""
     if has_untrained_decoder(model):
         return default_learning_rate(model) * DECODER_SCALE
     return 3e-3 if width(model) <= 512 else 1e-3
 
 
 class Bitfit(Strategy):
-    """Train biases and the head. The encoder's trained biases are also saved separately, in `biases.safetensors`."""
+    """Train biases and the head. The trained biases of the encoder are also saved separately, in `biases.safetensors`."""
 
     traits = StrategyTraits(owns_parameters=True, learning_rate=_learning_rate)
 
     biases: Literal["all", "query_and_intermediate"] = "all"
-    """Biases to train in the encoder. `query_and_intermediate`: those of the query projection and of the first feed-forward
-    layer, about half of all."""
+    """Encoder biases to train. `query_and_intermediate`: only those of the query projections and of the first feed-forward
+    layers, about half of all biases."""
     normalisation: bool = False
     """Also train the weights of normalization layers. Required for model families without biases."""
 
@@ -51,7 +51,7 @@ class Bitfit(Strategy):
         """Freeze all parameters except the chosen biases and new parameters.
 
         Raises:
-            UserError: If the encoder has no such biases.
+            UserError: If the encoder has none of the chosen biases.
         """
         layers = find_layers(model)
         chosen = self._chosen(model, layers)
@@ -66,7 +66,7 @@ class Bitfit(Strategy):
         return model
 
     def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Save the trained parameters of the encoder, by name, in `biases.safetensors`.
+        """Save the trained parameters of the encoder in `biases.safetensors`, under their names in the encoder.
 
         `model.load_state_dict(load_file(path), strict=False)` loads them into the pretrained encoder.
         """
@@ -93,5 +93,5 @@ class Bitfit(Strategy):
 
 
 def _is_new_part(name: str, layers: Layers) -> bool:
-    """Return whether a parameter belongs to the pooler, the head or a new decoder. A pretrained decoder counts as encoder."""
+    """Return whether a parameter belongs to the pooler, the head or a decoder that is not pretrained."""
     return layers.decoder is None and layers.depth_of(name) > layers.depth

@@ -2,11 +2,11 @@
 
 When to use it: for a fast baseline, on small machines, or to compare many heads on one encoder.
 
-Cost: one forward pass per row; after that, an epoch takes very little time. The features of a row take 4 bytes times the width.
-Accuracy is usually clearly lower than with fine-tuning.
+Cost: one forward pass per row. After that, an epoch takes very little time. The features of a row take 4 bytes x the encoder
+width. Accuracy is usually clearly lower than with fine-tuning.
 
-Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", 1903.05987. The learned mix of
-layers (`task.head.layers: mix`) is that of Peters et al. 2018, "Deep Contextualized Word Representations", 1802.05365.
+Peters et al. 2019, "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", 1903.05987. The learned mix
+of layers (`task.head.layers: mix`) is from Peters et al. 2018, "Deep Contextualized Word Representations", 1802.05365.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 When to use it: by default. With enough labeled rows it is usually the most accurate strategy.
 
-Cost: gradients and optimizer state for all parameters, and a complete saved model for each task.
+Cost: gradients and optimizer state for all parameters, and a complete copy of the model on disk for each task.
 
 Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers", 1810.04805. The learning rates for few rows follow
 Mosbach et al. 2021, "On the Stability of Fine-tuning BERT", 2006.04884.
@@ -18,7 +18,7 @@ from nlp_transfer.strategies.common.layer_depth import scale_head
 
 
 class Full(Strategy):
-    """Train all parameters, with a higher learning rate for the pooler and the head than for pretrained layers."""
+    """Train all parameters, with a higher learning rate for the pooler and the head than for the pretrained layers."""
 
     traits = StrategyTraits(only_trains=True)
 

@@ -1,7 +1,8 @@
 """Gradual unfreezing: train the head first, then unfreeze the layers from the top down.
 
-When to use it: if full fine-tuning is unstable or causes forgetting, since the head is no longer random when pretrained layers
-are first trained. The paper's full recipe adds layer-wise learning rates: [gradual_unfreezing, layerwise_lr].
+When to use it: if full fine-tuning is unstable or causes forgetting, since the head is no longer random when training of the
+pretrained layers begins. For the full recipe of the paper, which also uses layer-wise learning rates, combine two strategies:
+[gradual_unfreezing, layerwise_lr].
 
 Cost: at most that of full fine-tuning, since frozen layers need no gradient. With ten labeled rows per class (Banking77, TREC;
 MiniLM) there was no measurable improvement over full fine-tuning.
@@ -32,10 +33,11 @@ class GradualUnfreezing(Strategy):
     layers_at_a_time: Count = 1
     """Number of layers to unfreeze in each phase."""
     by: Literal["epoch", "plateau"] = "epoch"
-    """When to unfreeze the next layers. `epoch`: after each epoch, or earlier in short runs, so that at least half of the steps
-    train all layers. `plateau`: after `patience` evaluations without improvement, or after `training.epochs`."""
+    """When to unfreeze the next layers. `epoch`: after each epoch; in short runs earlier, so that all layers are trained for at
+    least half of the steps. `plateau`: after `patience` evaluations without improvement, or at the latest after
+    `training.epochs`."""
     patience: Annotated[Count, UsedWith(by="plateau")] = 1
-    """With `by: plateau`: number of evaluations without improvement after which a phase ends."""
+    """With `by: plateau`, the number of evaluations without improvement after which a phase ends."""
 
     @property
     def traits(self) -> StrategyTraits:
@@ -55,16 +57,16 @@ class GradualUnfreezing(Strategy):
         layers = separate_layers(model, "gradual_unfreezing", "they cannot be unfrozen one by one")
         if has_decoder(model) and layers.decoder:
             raise UserError(
-                "strategy.name: found gradual_unfreezing; this encoder-decoder has no new part that would have to be trained "
-                "first; allowed: an encoder with a new decoder or head, or another strategy"
+                "strategy.name: found gradual_unfreezing; this encoder-decoder has no new part to train first; "
+                "allowed: an encoder with a new decoder or head, or another strategy"
             )
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
-        """Check that `by: plateau` has a validation split."""
+        """With `by: plateau`, check that there is a validation split."""
         if self.by == "plateau" and "validation" not in job.tables:
             raise UserError(
-                "strategy.by: found plateau; there is no validation split to show one; allowed: epoch, data.validation, or "
+                "strategy.by: found plateau; there is no validation split to evaluate on; allowed: epoch, data.validation, or "
                 "data.validation_share above 0"
             )
         return job
@@ -74,7 +76,7 @@ class GradualUnfreezing(Strategy):
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         if "phases" not in state.memory:
-            # Recorded before the first phase, when only other strategies have frozen parameters.
+            # Recorded before the first phase, when this strategy has not frozen any parameters yet.
             state.memory["phases"] = self._phases(view)
             state.memory["free"] = [name for name, parameter in view.model.named_parameters() if parameter.requires_grad]
         if len(state.finished) == len(state.memory["phases"]):
@@ -88,7 +90,7 @@ class GradualUnfreezing(Strategy):
         return Phase(phase["name"], trainable=names, epochs=phase["epochs"], patience=self.patience, following=following)
 
     def _phases(self, view: View) -> list[dict[str, Any]]:
-        """Return the name, lowest trained depth and epochs of each phase, as JSON.
+        """Return the name, the lowest trained layer (`depth`) and the number of epochs of each phase, as JSON.
 
         A run that is too short for all phases goes directly from an early phase to the last one.
         """

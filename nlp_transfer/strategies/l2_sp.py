@@ -1,7 +1,7 @@
-"""L2-SP: penalize the distance of weights from their pretrained values, instead of from zero.
+"""L2-SP: penalize the distance of weights from their pretrained values; weight decay penalizes their distance from zero.
 
-The penalty is alpha/2 |w - w0|^2 for pretrained weights and beta/2 |w|^2 for new ones. It replaces weight decay, which is
-disabled for penalized parameters.
+The penalty is alpha/2 |w - w0|^2 for pretrained weights and beta/2 |w|^2 for new ones. Weight decay is disabled for penalized
+parameters.
 
 When to use it: with few labeled rows, if full fine-tuning causes forgetting.
 
@@ -70,7 +70,7 @@ class L2Sp(Strategy):
     def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
         """Add the term `l2_sp`: the penalty times the number of rows in this batch.
 
-        The training loop divides it by the rows of the optimizer step, so the penalty is added once per step.
+        The training loop divides loss terms by the number of rows in the optimizer step, so the penalty counts once per step.
         """
         parameters = dict(model.named_parameters())
         penalty: torch.Tensor | None = None
@@ -83,14 +83,14 @@ class L2Sp(Strategy):
         return {**losses, "l2_sp": penalty * len(batch["labels"] if "labels" in batch else next(iter(batch.values())))}
 
     def _penalties(self, model: nn.Module) -> list[tuple[list[str], float]]:
-        """Return the names of pretrained and of new penalized parameters, each with the strength of the penalty."""
+        """Return two lists of parameters to penalize, the pretrained and the new ones, each with the strength of its penalty."""
         trained = {name: parameter.ndim for name, parameter in model.named_parameters() if parameter.requires_grad}
         old = [name for name in trained if plain_name(name) in self._references]
         new = [name for name, dimensions in trained.items() if dimensions > 1 and plain_name(name) not in self._references]
         return [(names, strength) for names, strength in ((old, self.alpha), (new, self.beta)) if names and strength]
 
     def _reference(self, name: str, parameter: torch.Tensor) -> torch.Tensor | None:
-        """Return the pretrained value of a parameter, on the same device. None: the parameter is new."""
+        """Return the pretrained value of a parameter, on the device of the parameter. None: the parameter is new."""
         reference = self._references.get(plain_name(name))
         if reference is not None and reference.device != parameter.device:
             reference = self._references[plain_name(name)] = reference.to(parameter.device)
@@ -98,7 +98,7 @@ class L2Sp(Strategy):
 
 
 class HalfSquaredDistance(torch.autograd.Function):
-    """Compute strength/2 sum |w - w0|^2 over many tensors in fp32, with fused operations and without saving intermediates."""
+    """Compute strength/2 * sum |w - w0|^2 over many tensors in fp32, with fused operations and no saved intermediate results."""
 
     @staticmethod
     def forward(context: Any, strength: float, references: list[torch.Tensor | None], *parameters: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ class HalfSquaredDistance(torch.autograd.Function):
 
 
 def _differences(parameters: Any, references: list[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Return the differences from the references in fp32. Either all parameters have a reference or none."""
+    """Return parameters minus references in fp32. Either every parameter has a reference, or none has."""
     wide = [parameter.detach().float() for parameter in parameters]
     known = [reference.float() for reference in references if reference is not None]
     return list(torch._foreach_sub(wide, known)) if known else wide

@@ -2,7 +2,7 @@
 
 When to use it: instead of full fine-tuning, especially with few labeled rows or large models.
 
-Cost: that of full fine-tuning. With ten labeled rows per class (Banking77, TREC; MiniLM) it was slightly better than full
+Cost: the same as full fine-tuning. With ten labeled rows per class (Banking77, TREC; MiniLM) it was slightly better than full
 fine-tuning, but not significantly.
 
 Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", 1801.06146 (discriminative fine-tuning).
@@ -23,12 +23,12 @@ from nlp_transfer.strategies.common.layer_depth import inner_layers, plain_name,
 
 
 class LayerwiseLr(Strategy):
-    """Reduce the learning rate with depth, in full fine-tuning or in a list such as [lora, layerwise_lr]."""
+    """Reduce the learning rate layer by layer, from the top down. Can be combined with others, as in [lora, layerwise_lr]."""
 
     traits = StrategyTraits(only_trains=True)
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Ratio between the learning rates of a layer and the next higher one. The highest layer has the full rate."""
+    """Learning rate of a layer relative to that of the layer above it. The top layer has the full rate."""
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Check that the layers have separate weights.

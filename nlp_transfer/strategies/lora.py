@@ -2,11 +2,11 @@
 
 When to use it: if memory is limited, or many tasks share one encoder. An adapter for BERT-base takes about 10 MB.
 
-Cost: gradients and optimizer state for about 2 % of the parameters. A step is only slightly faster than in full fine-tuning. The
-merged model is as fast as the original one.
+Cost: gradients and optimizer state for about 2 % of the parameters. A step is only slightly faster than in full fine-tuning. In
+    prediction, the merged model is as fast as the original one.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", 2106.09685. By default all linear layers are adapted;
-according to Dettmers et al. 2023, "QLoRA", 2305.14314, this matters more than the rank.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", 2106.09685. By default all linear layers are adapted. This
+matters more than the rank, according to Dettmers et al. 2023, "QLoRA", 2305.14314.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
 
 
 def _learning_rate(model: nn.Module) -> float:
-    """Return a high rate, since the updates start at zero, or a lower one for a new decoder, which is trained completely."""
+    """Return a high rate, since the updates start at zero. For a new decoder, which is trained completely, the rate is lower."""
     if has_untrained_decoder(model):
         return default_learning_rate(model) * DECODER_SCALE
     return 2e-3 if width(model) <= 512 else 5e-4
@@ -45,7 +45,7 @@ class Lora(Strategy):
     r: Count = 16
     """Rank of the updates."""
     alpha: Annotated[float, Field(gt=0)] | None = None
-    """Scale of the updates, which are multiplied by alpha / r. null: twice the rank."""
+    """Scale of the updates: they are multiplied by alpha / r. null: twice the rank."""
     dropout: Share = 0.0
     """Dropout on the input of the updates."""
     target_modules: Literal["all", "attention"] | Annotated[list[str], Field(min_length=1)] = "all"
@@ -56,8 +56,8 @@ class Lora(Strategy):
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Add the low-rank updates.
 
-        The pooler and the head are trained completely and saved with the adapter. They are listed in `modules_to_save`, since
-        peft only recognizes heads called `classifier` or `score`.
+        The pooler and the head are trained completely and saved with the adapter. They must be listed in `modules_to_save`,
+        since peft by itself only recognizes heads called `classifier` or `score`.
         """
         from peft import LoraConfig
 
@@ -75,6 +75,6 @@ class Lora(Strategy):
         return adapted
 
     def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Save the adapter in `adapter/`, and merge it: W + alpha/r * BA in every adapted layer."""
+        """Save the adapter in `adapter/`, and merge it into the weights: W becomes W + alpha/r * BA in every adapted layer."""
         save_adapter(model, folder / "adapter")
         return merge_adapter(model)

@@ -3,7 +3,8 @@
 When to use it: to train faster, with slightly lower accuracy. Training a quarter of the layers gives most of the accuracy of full
 fine-tuning.
 
-Cost: no gradients for frozen layers. With `cache`, these run only once per row, and each token takes 4 bytes times the width.
+Cost: gradients and optimizer state only for the trained layers. With `cache`, the frozen layers run only once per row, and the
+    cache takes 4 bytes x the encoder width per token.
 
 Lee et al. 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", 1911.03090.
 """
@@ -32,10 +33,11 @@ class Partial(Strategy):
     """Freeze the embeddings and the lowest layers. New parameters are always trained."""
 
     frozen_layers: Annotated[int, Field(ge=0)] | Literal["all", "half"] = "half"
-    """Number of lowest layers to freeze, together with the embeddings. `all`: the whole encoder."""
+    """Number of layers to freeze, from the bottom up. The embeddings are always frozen too. `all`: freeze the
+    whole encoder."""
     cache: Annotated[Literal["auto", "memory", "disk", "none"], UsedWith(frozen_layers=Not(0))] = "none"
-    """Where to cache the output of the frozen layers, so that they run only once. auto: in memory up to 1 GB, otherwise in a
-    file. none: do not cache. Each token of train and validation takes 4 bytes times the width."""
+    """Where to cache the output of the frozen layers, so that they run only once per row. auto: in memory up to 1 GB, otherwise
+    in a file. none: do not cache. The cache takes 4 bytes x the encoder width per token of train and validation."""
 
     @property
     def traits(self) -> StrategyTraits:
@@ -58,7 +60,7 @@ class Partial(Strategy):
         """Freeze the lowest layers.
 
         Raises:
-            UserError: If the model has fewer layers, or the layers share their weights.
+            UserError: If the model does not have that many layers, or its layers share their weights.
         """
         layers = find_layers(model)
         frozen = self._frozen(layers.depth)

@@ -1,7 +1,7 @@
 """Prototypes: predict the label with the nearest mean vector, without training.
 
-When to use it: with very few labeled rows per label, for immediate results, or as a baseline. Requires a sentence encoder for
-good results.
+When to use it: with very few labeled rows per label, for immediate results, or as a baseline. Good results require a sentence
+encoder.
 
 Cost: one forward pass per training row.
 
@@ -22,7 +22,7 @@ SETTING = "strategy.name: found prototypes"
 class Prototypes(Strategy):
     """Set the head to a nearest-mean classifier, with distances scaled to give calibrated probabilities.
 
-    In multi-label tasks, each label has two means: of the rows with the label and of the rows without it.
+    In multi-label tasks, each label has two means: that of the rows with the label, and that of the rows without it.
     """
 
     traits = StrategyTraits(

@@ -2,12 +2,12 @@
 
 When to use it: with few labeled rows and many unlabeled ones from the same distribution (`data.unlabelled`).
 
-Cost: each round predicts all unlabeled rows and trains once more.
+Cost: in each round, predictions for all unlabeled rows, and one more training phase.
 
-Lee 2013, "Pseudo-Label". Rounds as in Mukherjee and Awadallah 2020, "Uncertainty-aware Self-training for Few-shot Text
+Lee 2013, "Pseudo-Label". The rounds follow Mukherjee and Awadallah 2020, "Uncertainty-aware Self-training for Few-shot Text
 Classification", 2006.15315: a teacher labels rows, a student is trained on them from the pretrained weights, and the student
-becomes the next teacher. Each class has a separate confidence threshold, as in Zhang et al. 2021, "FlexMatch", 2110.08263, since
-a common threshold would exclude difficult classes.
+becomes the next teacher. Each class has a separate confidence threshold, as in Zhang et al. 2021, "FlexMatch", 2110.08263,
+since a single threshold would exclude difficult classes.
 """
 
 import numpy as np
@@ -25,27 +25,28 @@ from nlp_transfer.utils.errors import UserError
 
 
 class SelfTraining(Strategy):
-    """Train on labeled rows and on pseudo-labels: predictions for `data.unlabelled` with the best weights so far."""
+    """Train on labeled rows and on pseudo-labels, which are predictions for `data.unlabelled` with the best weights so far."""
 
     traits = StrategyTraits(owns_phases=True, needs_task="classes", uses_unlabelled=True)
 
     rounds: Count = 2
-    """Number of rounds with pseudo-labels, after an initial phase with labeled rows only."""
+    """Number of rounds with pseudo-labels. They follow an initial phase with labeled rows only."""
     confidence: Share = 0.5
     """Minimum probability of a pseudo-label for the class with the highest average probability. For other classes the minimum is
     lower, in proportion to their average probability."""
     share: Positive = 0.4
-    """Maximum share of the unlabeled rows used in the last round, most confident first. Earlier rounds use proportionally
-    fewer."""
+    """Maximum share of the unlabeled rows to use in the last round; the most confident ones are used. The limit grows linearly
+    over the rounds: round 1 of 2 can use half of it."""
     balance: bool = True
-    """Limit the pseudo-labels of each class in proportion to its share of the training data. false: no limit per class."""
+    """Limit the number of pseudo-labels of each class in proportion to its share of the labeled rows. false: no limit per
+    class."""
     restart: bool = True
     """Start each round from the pretrained weights. false: start from the weights of the previous round."""
 
     _initial_weights: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Give the head a higher learning rate, unless another strategy of the list determines it."""
+        """Give the head a higher learning rate, unless another strategy in the list determines that rate."""
         return scale_mixed_head(model, groups)
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
@@ -84,13 +85,13 @@ class SelfTraining(Strategy):
     def choose(self, predictions: dict[str, np.ndarray], targets: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Select the pseudo-labels of a round.
 
-        In multi-label tasks, the confidence of a row is that of its least confident decision, and its class is the most probable
-        label.
+        In multi-label tasks, each label of a row is one decision. The confidence of the row is that of its least confident
+        decision, and its class is its most probable label.
 
         Args:
             predictions: `scores` of the unlabeled rows, of shape (rows, labels).
             targets: Targets of the labeled rows.
-            number: Number of the round, counted from 1.
+            number: Number of the round, starting from 1.
 
         Returns:
             The selected rows, int64 of shape (n,), and their labels, with the dtype of `targets` and shape (n,) or (n, labels).
@@ -98,7 +99,7 @@ class SelfTraining(Strategy):
         scores = predictions["scores"].astype(np.float64)
         if targets.ndim == 2:
             confidence = np.maximum(scores, 1 - scores).min(1)
-            predicted = np.where(scores.max(1) >= 0.5, scores.argmax(1), scores.shape[1])  # the last class: no label
+            predicted = np.where(scores.max(1) >= 0.5, scores.argmax(1), scores.shape[1])  # last class: no label
             rarest = rarest_labels(targets)
             target_class = np.where(rarest < 0, targets.shape[1], rarest)
             labels = (scores >= 0.5).astype(targets.dtype)

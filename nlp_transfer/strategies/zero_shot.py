@@ -2,7 +2,8 @@
 
 When to use it: as a baseline, or to label the first rows.
 
-Cost: by embedding, one forward pass per label. By entailment, one forward pass per row and label, and fitting a linear layer.
+Cost: by embedding, one forward pass per label description. By entailment, one forward pass per row and label, and fitting a
+    linear layer.
 
 Yin et al. 2019, "Benchmarking Zero-shot Text Classification: Datasets, Evaluation and Entailment Approach", 1909.00161.
 """
@@ -41,23 +42,23 @@ def _check_template(template: str) -> str:
 
 
 class ZeroShot(Strategy):
-    """Predict the label with the description that fits the text best.
+    """Predict the label whose description fits the text best.
 
     Training labels are never used. Training rows are optional if `labels` or `task.labels` is set.
     """
 
     by: Literal["embedding", "entailment"] = "embedding"
-    """`embedding`: by the cosine between text and description, with a sentence encoder. `entailment`: with an entailment (NLI)
-    model. Its predictions for the texts of train and `data.unlabelled` are distilled into a linear layer on its encoder, so that
-    a prediction takes one forward pass per text instead of one per text and label."""
+    """`embedding`: compare the vectors of text and description by cosine, with a sentence encoder. `entailment`: use an
+    entailment (NLI) model. Its predictions for the texts of train and `data.unlabelled` are distilled into a linear layer on
+    its encoder. The resulting model needs one forward pass per text instead of one per text and label."""
     labels: dict[str, Name] = {}
-    """Descriptions of labels. Default: the name of the label, with spaces instead of underscores."""
+    """Description of each label. Default: the name of the label, with underscores replaced by spaces."""
     template: Annotated[str, AfterValidator(_check_template)] = "This text is about {}."
-    """Sentence with a placeholder {} for the description of a label."""
+    """Sentence with the placeholder {}, which is replaced by the description of a label."""
     scale: Annotated[Positive, UsedWith(by="embedding")] = 20.0
-    """By embedding: factor on the cosines before the softmax."""
+    """With `by: embedding`, the factor on the cosines before the softmax."""
     similarity: Annotated[float, AfterValidator(float), UsedWith(by="embedding")] = 0.3
-    """By embedding, in multi-label tasks: minimum cosine of a predicted label."""
+    """With `by: embedding` in multi-label tasks, the minimum cosine for predicting a label."""
 
     @property
     def traits(self) -> StrategyTraits:
@@ -99,7 +100,7 @@ class ZeroShot(Strategy):
     @field_validator("labels", mode="before")
     @classmethod
     def _from_list(cls, value: Any) -> Any:
-        """Convert a list of labels to labels with default descriptions."""
+        """Convert a list of labels to a mapping from labels to their default descriptions."""
         if isinstance(value, (list, Mapping)) and any(isinstance(name, str) and not name.strip() for name in value):
             raise ValueError("labels that are not empty")
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
@@ -157,7 +158,8 @@ class ZeroShot(Strategy):
     def _from_entailment(self, job: Job, model: Any, sentences: list[str], multi_label: bool) -> None:
         splits = [name for name in ("train", "unlabelled") if name in job.tables]
         logits = torch.cat([entailments(job, job.rows[name], sentences, f"labeling {name}") for name in splits])
-        # Single-label: softmax of entailment logits over labels. Multi-label: entailment against contradiction for each label.
+        # Single-label: softmax over the entailment logits of all labels.
+        # Multi-label: softmax over entailment and contradiction for each label.
         targets = (logits[..., 0] - logits[..., 1]).sigmoid() if multi_label else logits[..., 0].softmax(-1)
         texts = TokenTable.concatenate([replace(job.tables[name], dense={}) for name in splits])
         layer = last_linear(model, "strategy.name: found zero_shot")
@@ -168,11 +170,11 @@ class ZeroShot(Strategy):
 
 
 def entailments(job: Job, rows: Rows, sentences: list[str], label: str = "labeling") -> torch.Tensor:
-    """Predict, with the job's checkpoint, whether each text entails each sentence.
+    """Use the checkpoint of the job to predict whether each text entails each sentence.
 
     Returns:
-        Logits of entailment and of its opposite, float32 of shape (rows, sentences, 2). The opposite is contradiction if the
-        checkpoint has three labels.
+        Logits of entailment and of its opposite, in this order, float32 of shape (rows, sentences, 2). If the checkpoint has
+        three labels, the opposite is contradiction.
 
     Raises:
         UserError: If the checkpoint is not an entailment model.
@@ -201,7 +203,7 @@ def entailments(job: Job, rows: Rows, sentences: list[str], label: str = "labeli
 
 
 def _entailment_model(checkpoint: Checkpoint) -> tuple[Any, int, int]:
-    """Load the entailment model; return it and the ids of its labels for entailment and contradiction."""
+    """Load the entailment model. Return it with the ids of its labels for entailment and for the opposite."""
     labels = {int(i): str(label) for i, label in (checkpoint.config.id2label or {}).items()}
     entailment = [i for i, label in labels.items() if label.lower().startswith("entail")]
     others = [i for i in labels if i not in entailment]
@@ -224,8 +226,8 @@ def fit_soft_labels(
 
     Args:
         inputs: float32 of shape (rows, width).
-        targets: float64 of shape (rows, labels). Unless `multi_label`, each row sums to 1.
-        penalty: Factor on half the squared weights, which keeps them finite if all targets are 0 or 1.
+        targets: float64 of shape (rows, labels). Each row sums to 1, except with `multi_label`.
+        penalty: Factor on half the sum of the squared weights. It keeps the weights finite if all targets are 0 or 1.
 
     Returns:
         The weight, float64 of shape (labels, width), and the bias, float64 of shape (labels,).

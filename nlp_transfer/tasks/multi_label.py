@@ -46,7 +46,7 @@ from nlp_transfer.utils.errors import shorten as shorten_value
 
 
 class MultiLabel(LabelTask):
-    """Classification with any number of labels per row, by a sigmoid and a threshold for each label."""
+    """Classification with any number of labels per row, using a sigmoid and a threshold for each label."""
 
     traits: ClassVar[TaskTraits] = TaskTraits(
         prediction="labels", metrics=MULTILABEL_KEYS, best_metric="f1_macro", has_probabilities=True, classes=True,
@@ -131,9 +131,9 @@ class MultiLabel(LabelTask):
         return task
 
     def _names_match(self, cells: Sequence[list[Any]], problems: Problems) -> bool:
-        """Return whether most indicator lists contain 0 or 1 for each label. Report a problem if not.
+        """Return whether most lists of numbers contain a 0 or 1 for each label. If not, report a problem.
 
-        If the settings include `label_format`, one valid list is enough. The others are reported later, as bad rows.
+        If `label_format` is set, one valid list is enough, and the others are reported later as bad rows.
         """
         filled = [cell for cell in cells if cell]
         valid = sum(map(self._has_positions, filled))
@@ -254,7 +254,7 @@ class MultiLabel(LabelTask):
     ) -> dict[str, list[Any]]:
         """Return `prediction`, a list of labels per row, and `probability`, the list of their probabilities.
 
-        As cells, they are joined by the separator.
+        If `cells` is true, each list is joined to text by the separator.
 
         Raises:
             UserError: If a label contains the separator.
@@ -281,5 +281,5 @@ class MultiLabel(LabelTask):
             lines.append(f"warning: only one row has {shorten(single)}")
         if isinstance(self.label, str) and hot.sum(1).max(initial=0) <= 1:
             lines += other_separator(train.columns[self.label], ",;/|".replace(self.separator, ""), "task.separator")
-        lines += [*similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels a row"]
+        lines += [*similar_labels(self.labels or []), f"{hot.sum(1).mean():.2f} labels per row"]
         return Description(rarest_labels(hot), lines, self.labels or [])

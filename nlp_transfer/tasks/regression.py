@@ -29,7 +29,7 @@ from nlp_transfer.utils.errors import Problems, UserError, shorten
 MAX_VALUE = float(np.finfo(np.float32).max)  # saved models compute in fp32
 MIN_DEVIATION, MAX_DEVIATION = 1e-30, 1e30  # outside this range fp32 weights underflow or overflow
 ROUNDING_ERROR = 1e-7  # of standardized values in fp32
-SAME_UNITS = 10.0  # maximum difference of means, in standard deviations, and maximum ratio of deviations for the same units
+SAME_UNITS = 10.0  # of columns with the same units: maximum difference of means, in deviations, and ratio of deviations
 COARSE_STEP = 0.01  # maximum spacing of fp32 numbers, in standard deviations, without a warning
 
 
@@ -117,7 +117,7 @@ class Regression(TextTask):
                 problems.add_row(row, rows.bad(row, self.label, reason, kind))
 
     def encode_targets(self, cells: Sequence[Any]) -> np.ndarray:
-        """Return the targets in the column's units, float64 of shape (rows,), which can represent timestamps."""
+        """Return the targets in the column's units, of shape (rows,), in float64, which is exact enough for timestamps."""
         return np.array([number(cell) for cell in cells], np.float64)
 
     def _targets(self, rows: Rows) -> np.ndarray:
@@ -130,7 +130,7 @@ class Regression(TextTask):
         """Build the model. A trained head of the checkpoint keeps its predictions.
 
         Raises:
-            UserError: If the head has no linear output layer with a bias, which mean and scale are folded into.
+            UserError: If the head has no linear output layer with a bias, into which mean and scale could be folded.
         """
         model = super().build_model(checkpoint, training)
         layer = self._output(model)
@@ -238,7 +238,7 @@ class Regression(TextTask):
 
 
 def _deviation(values: np.ndarray) -> float:
-    """Return the standard deviation, without underflow for tiny values."""
+    """Return the standard deviation. Tiny values do not underflow."""
     centered = values - values.mean()
     largest = float(np.abs(centered).max())
     return largest * float(np.sqrt(np.mean((centered / largest) ** 2))) if largest else 0.0

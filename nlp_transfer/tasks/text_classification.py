@@ -27,11 +27,11 @@ from nlp_transfer.tasks.common.objectives import CrossEntropy, smoothing_of
 from nlp_transfer.tasks.common.text_task import TEXT_CARD
 from nlp_transfer.utils.errors import Problems
 
-MANY_CLASSES = 10  # number of labels from which `label_smoothing: auto` is 0.1
+MANY_CLASSES = 10  # minimum number of labels for which `label_smoothing: auto` is 0.1
 
 
 class TextClassification(LabelTask):
-    """Classification with exactly one label per row, by a softmax over the labels."""
+    """Classification with exactly one label per row, using a softmax over the labels."""
 
     traits: ClassVar[TaskTraits] = TaskTraits(
         prediction="label", metrics=LABEL_KEYS, best_metric="accuracy", has_probabilities=True, classes=True,
@@ -66,7 +66,7 @@ class TextClassification(LabelTask):
         return label_fields(self.labels or [], "single_label_classification")
 
     def smoothing(self, training: TrainingConfig) -> float:
-        """Return 0.1 for `auto` with many classes, which usually have few rows each, to prevent overconfidence.
+        """For `auto`, return 0.1 with many classes, since these usually have few rows each, which leads to overconfidence.
 
         Müller et al. 2019, "When Does Label Smoothing Help?", 1906.02629.
         """

@@ -1,4 +1,4 @@
-"""Resolve training settings that are `auto`, and give the reason for each value."""
+"""Resolve training settings that are `auto`, and return the reason for each value."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +21,17 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.distributed import broadcast_from_main
 from nlp_transfer.utils.errors import UserError
 
-MAX_EAGER_TOKENS = 160  # mean row length up to which eager attention is faster than sdpa in bf16 on CPUs
+MAX_EAGER_TOKENS = 160  # up to this mean row length, eager attention is faster than sdpa in bf16 on CPUs
 
 
 @dataclass(frozen=True)
 class ResolvedSettings:
-    """The settings of a run after all `auto` values were resolved."""
+    """The settings of a run after all `auto` values have been resolved."""
 
     training: TrainingConfig
     """Training settings; `batch_size` is a number."""
     accelerator: Accelerator
-    """Determines the device and the processes."""
+    """The accelerator, which determines the device and the processes."""
     precision: str
     """`fp32`, `bf16` or `fp16`."""
     attention: str
@@ -53,10 +53,11 @@ def resolve_settings(
     """Resolve `auto` settings and set the attention implementation of the model.
 
     Args:
-        train: training rows; None: `batch_size` is not resolved.
+        train: training rows. None: `batch_size` is not resolved.
         output_dir: folder for the files of trackers.
-        accelerator: sets device, precision and processes; None: created from the settings.
-        task: runs a trial step on two rows of `train`; if it fails, precision and kernels fall back. None: no trial step.
+        accelerator: sets device, precision and processes. None: create it from the settings.
+        task: task for a trial step on two rows of `train`. If the step fails, other precisions and kernels are tried. None: no
+            trial step.
 
     Raises:
         UserError: the machine or the model does not support a setting.
@@ -99,10 +100,10 @@ def resolve_settings(
 def resolve_kernels(training: TrainingConfig, device: torch.device) -> tuple[str, str]:
     """Return `fast` or `plain`, and the reason.
 
-    On GPUs, `fast` falls back to `plain`, so that the `config.yaml` of a run works on any machine.
+    On GPUs, `plain` is used even if the setting is `fast`, so the `config.yaml` of a run works on any machine.
 
     Raises:
-        UserError: fast kernels were requested together with gradient checkpointing.
+        UserError: the settings combine fast kernels with gradient checkpointing.
     """
     if training.kernels == "fast" and device.type != "cpu":
         return "plain", f"fast kernels require a CPU, and this run uses {device.type}"
@@ -118,18 +119,19 @@ def resolve_kernels(training: TrainingConfig, device: torch.device) -> tuple[str
 def set_attention(
     requested: str, model: Any, device: torch.device, precision: str, length: float, fast: bool = False
 ) -> tuple[str, str]:
-    """Set the attention implementation of a model; return its name and the reason.
+    """Set the attention implementation of a model. Return its name and the reason for the choice.
 
-    On CPUs in bf16, PyTorch's fused attention is slower than eager attention for rows of up to about 200 tokens. Forward and
-    backward pass of 64 x 15 tokens: 28 ms fused, 4.5 ms eager; of 16 x 128 tokens: 39 ms fused, 14 ms eager.
+    On CPUs in bf16, PyTorch's fused attention is slower than eager attention for rows of up to about 200 tokens. A forward and
+    backward pass took 28 ms fused and 4.5 ms eager for 64 rows of 15 tokens, and 39 ms fused and 14 ms eager for 16 rows of 128
+    tokens.
 
     Args:
         requested: `auto`, or a name such as `sdpa` or `eager`.
         length: mean number of tokens per row.
-        fast: whether the fast kernels replace PyTorch's fused attention.
+        fast: whether the fast kernels replace the fused attention of PyTorch.
 
     Raises:
-        UserError: the model family does not support this implementation, or not in this precision.
+        UserError: the model family does not support this implementation, or does not support it in this precision.
     """
     if requested.startswith("flash") and precision == "fp32":
         raise UserError(
@@ -144,12 +146,12 @@ def set_attention(
     if not models:
         return "its own", "not a transformers model"
     outer = models[0]
-    # The toolkit's heads and encoder-decoders have no attention layers; the models inside them do.
+    # Heads and encoder-decoders of this toolkit have no attention layers themselves. The models inside them have.
     innermost = [inner for inner in models if sum(isinstance(module, PreTrainedModel) for module in inner.modules()) == 1]
     try:
         if implementation:
             outer.set_attn_implementation(implementation)
-            if implementation not in {inner.config._attn_implementation for inner in innermost}:  # transformers only warns
+            if implementation not in {inner.config._attn_implementation for inner in innermost}:  # transformers only logs it
                 raise ValueError(f"{innermost[0].config.model_type} models have a single implementation; allowed: auto")
     except (ValueError, ImportError) as error:
         if requested != "auto":
@@ -157,9 +159,10 @@ def set_attention(
         implementation, reason = "", "the model family has no eager attention"
     for inner in innermost:
         if inner.config._attn_implementation == implementation:
-            for module in inner.modules():  # set_attn_implementation does not reach copies of a configuration inside the model
+            for module in inner.modules():  # set_attn_implementation does not change copies of a configuration in submodules
                 if isinstance(config := getattr(module, "config", None), PretrainedConfig):
                     config._attn_implementation = implementation
-    # If one half of an encoder-decoder supports only eager, the other half's name reproduces the model when requested again.
+    # If one half of an encoder-decoder supports only eager, return the name for the other half: requesting it again gives the
+    # same model.
     names = [str(inner.config._attn_implementation) for inner in innermost]
     return next((name for name in names if name != "eager"), "eager"), reason

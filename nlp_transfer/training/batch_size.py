@@ -1,7 +1,7 @@
 """Resolve `training.batch_size: auto` to the largest micro-batch that fits in memory.
 
-Memory is estimated in advance. `accelerate.find_executable_batch_size` waits for an out-of-memory exception instead, but on
-CPUs Linux overcommits memory and then kills the process.
+The memory is estimated in advance. `accelerate.find_executable_batch_size` waits for an out-of-memory exception instead. On
+CPUs that does not work, since Linux overcommits memory and then kills the process.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ from nlp_transfer.models.preparation import autocast
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training.preflight import unchanged
 
-ROWS = 32  # rows of an optimizer step per process and accumulation step
-USABLE = 0.7  # fraction of the free memory to use; the rest is a reserve for fragmentation
+ROWS = 32  # number of rows in an optimizer step, per process and accumulation step
+USABLE = 0.7  # fraction of the free memory to use; the rest allows for fragmentation
 BACKWARD = 1.5  # peak memory of the backward pass, relative to the saved activations
-BYTES_PER_PARAMETER = 18  # of trainable parameters: gradient, two moments, bf16 copy, and a copy while a checkpoint is written
+BYTES_PER_PARAMETER = 18  # trainable ones: gradient, two moments, bf16 copy, and a copy while saving a checkpoint
 
 
 def fit_batch(
@@ -28,8 +28,8 @@ def fit_batch(
 ) -> tuple[TrainingConfig, str]:
     """Return settings with a numeric `batch_size`, and the reason for its value.
 
-    An optimizer step has 32 * `gradient_accumulation_steps` rows, divided into as few equal micro-batches as memory allows. The
-    memory of a row is measured in forward passes of the longest rows.
+    In each process, an optimizer step has 32 * `gradient_accumulation_steps` rows, divided into as few equal micro-batches as
+    memory allows. The memory that a row needs is measured in forward passes of the longest rows.
     """
     if training.batch_tokens is not None:
         return training.model_copy(update={"batch_size": ROWS}), "training.batch_tokens overrides it"
@@ -42,7 +42,7 @@ def fit_batch(
     fitting = max(1, int(room / max(1.0, BACKWARD * (two - one if len(longest) > 1 else one))))
     if accelerator.num_processes > 1:
         fitting = int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
-    size = next(rows for rows in range(min(total, fitting), 0, -1) if total % rows == 0)  # a divisor: the step has `total` rows
+    size = next(rows for rows in range(min(total, fitting), 0, -1) if total % rows == 0)  # a divisor of the step's `total` rows
     reason = (
         "all rows of a step fit in memory" if size == total else f"the largest share of a step's {total} rows that fits in memory"
     )
@@ -61,7 +61,7 @@ def _activation_bytes(model: nn.Module, table: TokenTable, rows: np.ndarray, dev
     """Return the bytes that a forward pass saves for the backward pass, excluding weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, int] = {}
-    held: list[Any] = []  # keeps storages alive, so that addresses are unique
+    held: list[Any] = []  # keeps storages alive, so addresses stay unique
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

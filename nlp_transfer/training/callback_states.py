@@ -11,12 +11,12 @@ from nlp_transfer.utils.errors import shorten
 
 Tensors = dict[str, torch.Tensor]
 
-TENSOR = "__tensor__"  # key of an object that stands for a tensor; its value is the tensor's name
+TENSOR = "__tensor__"  # {this key: NAME} replaces a tensor in JSON
 MAX_DEPTH = 50
 
 
 def encode_states(callbacks: Mapping[str, Callback]) -> tuple[dict[str, Any], Tensors]:
-    """Return the states of callbacks by name, without their tensors, and the tensors.
+    """Return the states of callbacks by name, in which names replace the tensors; and the tensors.
 
     Raises:
         TypeError: a state contains something other than JSON values and tensors.
@@ -32,7 +32,7 @@ def encode_states(callbacks: Mapping[str, Callback]) -> tuple[dict[str, Any], Te
 
 
 def decode_state(state: Any, tensors: Tensors) -> Any:
-    """Return a state of `encode_states` with its tensors."""
+    """Return a state from `encode_states`, with its tensors inserted again."""
     if isinstance(state, list):
         return [decode_state(item, tensors) for item in state]
     if not isinstance(state, dict):
@@ -41,12 +41,12 @@ def decode_state(state: Any, tensors: Tensors) -> Any:
 
 
 def load_states(callbacks: Mapping[str, Callback], states: Mapping[str, Any], tensors: Tensors) -> None:
-    """Restore the states of callbacks; print a warning for each state or callback without a counterpart."""
+    """Restore the states of callbacks. Print a warning for each state without a callback and each callback without a state."""
     for name, callback in callbacks.items():
         if name in states:
             callback.load_state_dict(decode_state(states[name], tensors))
         else:
-            say(f"warning: callback {name} starts anew: the checkpoint contains no state of it")
+            say(f"warning: callback {name} starts anew: the checkpoint contains no state for it")
     for name in sorted(states.keys() - callbacks.keys()):
         say(f"warning: the checkpoint contains the state of callback {name}, which this run does not have")
 

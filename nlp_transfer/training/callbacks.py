@@ -123,7 +123,7 @@ class Callback:
 
 
 class Callbacks:
-    """The callbacks of a run, in order. Hooks are called by name; callbacks that do not override a hook cost nothing."""
+    """The callbacks of a run, in order. Hooks are called by name, and only on the callbacks that override them."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.all = list(callbacks)
@@ -136,17 +136,17 @@ class Callbacks:
             getattr(callback, hook)(*arguments)
 
     def call_all(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of all callbacks even if some of them raise; the last exception is raised at the end."""
+        """Call a hook of all callbacks, even if some of them raise an exception. The last exception is raised at the end."""
         with ExitStack() as stack:
             for callback in reversed(self._of_hook[hook]):
                 stack.callback(getattr(callback, hook), *arguments)
 
     def change_of_batches(self, trainer: Trainer) -> Callable[[Batch, np.ndarray, int], Batch] | None:
-        """Return a function that applies all `on_batch` hooks to a batch; None: there are none.
+        """Return a function that applies all `on_batch` hooks to a batch. None: no callback has this hook.
 
-        The random numbers of `random` and NumPy depend on seed, step and process too while these hooks run.
+        While these hooks run, `random` and NumPy are seeded from the seed, the step and the process, like PyTorch.
 
-        The function raises a ValueError if a callback changes the number of rows or targets, by which the loss is divided.
+        The function raises a ValueError if a callback changes the number of rows or targets, since the loss is divided by it.
         """
         if not self._of_hook["on_batch"]:
             return None
@@ -166,7 +166,7 @@ class Callbacks:
         return change
 
     def named(self) -> dict[str, Callback]:
-        """Return the callbacks that have a state, by a name that is the same when the run is resumed."""
+        """Return the callbacks that have a state, by name. The names are the same when the run is resumed."""
         named: dict[str, Callback] = {}
         for callback in self.all:
             if _overrides(callback, "state_dict"):

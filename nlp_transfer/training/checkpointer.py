@@ -1,4 +1,4 @@
-"""Saves and resumes a training run, and restores the best weights at its end."""
+"""Saves and resumes training runs, and restores the best weights when training ends."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,14 +24,15 @@ from nlp_transfer.utils.errors import UserError
 class Checkpointer:
     """Saves and restores weights, optimizer state and position of a run.
 
-    Without a folder, it stores only the best weights, in memory. With several processes, one writes and all read.
+    Without a folder, it keeps only the best weights, in memory. With several processes, one process writes and all processes
+    read.
 
     Args:
-        model: its trained parameters are saved, and restored in place.
+        model: the model. Its trained parameters are saved, and restored in place.
         folder: `checkpoints/` of the run.
-        ema: decay of the moving average of the weights; None: no average.
+        ema: decay of the moving average of the weights. None: no moving average.
         writes: whether this process writes.
-        number: number of newest checkpoints to keep, besides the best ones that they refer to.
+        number: number of newest checkpoints to keep. The checkpoint that each of them records as the best so far is kept too.
     """
 
     def __init__(self, model: nn.Module, folder: Path | None, ema: float | None, writes: bool = True, number: int = 2) -> None:
@@ -39,29 +40,30 @@ class Checkpointer:
         self.saved_step = -1
         """Step of the newest checkpoint."""
         self.optimizer_state: Tensors = {}
-        """Optimizer state of all phases so far, as `PARAMETER/KEY`."""
+        """Optimizer state of all phases so far, under names of the form `PARAMETER/KEY`."""
         self.average: MovingAverage | None = None
         """Moving average of the weights."""
         self.callback_tensors: Tensors = {}
-        """Tensors in the states of callbacks; the other values are in `Position.callbacks`."""
+        """Tensors from the states of callbacks. All other values of these states are in `Position.callbacks`."""
         self._best: Tensors = {}
         self._untrained: Tensors = {}
 
     def begin_phase(self, position: Position, names: list[str]) -> None:
         """Record the parameters that a phase trains.
 
-        Parameters that no earlier phase trained are copied first, so that restoring an earlier best checkpoint cannot mix
-        weights of different steps.
+        Parameters that earlier phases did not train are copied before they change. If the best weights turn out to be those of an
+        earlier phase, these parameters are restored from the copies. Without the copies, the result would mix weights of
+        different steps.
         """
         if position.touched:
             self._untrained |= self._copy(set(names) - set(position.touched))
         position.touched = sorted({*position.touched, *names})
 
     def resume(self, check: Callable[[Position], object] = id) -> Position:
-        """Load the newest intact checkpoint and return its position; without one, return a new position.
+        """Load the newest intact checkpoint and return its position. If there is none, return a new position.
 
         Args:
-            check: raises a ValueError if a position is impossible in this run.
+            check: function that raises a ValueError if a position is impossible in this run.
         """
 
         def fault(path: Path) -> str | None:
@@ -107,7 +109,7 @@ class Checkpointer:
         return read_position(read_record(path / "state.json"), int(path.name.removeprefix("step-")))
 
     def _fault(self, path: Path) -> str | None:
-        """Return why the tensors of a checkpoint cannot be used with this model, or None."""
+        """Return why the tensors of a checkpoint cannot be used with this model. None: they can be used."""
         if damage := checkpoints.find_damage(path):
             return damage
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
@@ -122,7 +124,7 @@ class Checkpointer:
         return None
 
     def _fault_of_position(self, path: Path, check: Callable[[Position], object]) -> str | None:
-        """Return why the position of a checkpoint is impossible in this run, or None."""
+        """Return why the position of a checkpoint is impossible in this run. None: it is possible."""
         try:
             position = self._read(path)
             if position.average_steps != (steps := position.step if self.ema else 0):
@@ -141,10 +143,10 @@ class Checkpointer:
         Args:
             position: the progress so far.
             best: whether these are the best weights so far.
-            give_up: called while the disk is full; true: raise at once.
+            give_up: function that is called while the disk is full. If it returns true, waiting ends.
 
         Raises:
-            DiskFullError: the disk stayed full for ten minutes or until `give_up`.
+            DiskFullError: the disk remained full for ten minutes, or until `give_up` returned true.
         """
         weights = self._weights(position)
         average = self.average.weights if self.average else {}
@@ -165,7 +167,7 @@ class Checkpointer:
         )  # fmt: skip
 
     def restore_best(self, position: Position) -> None:
-        """Load the weights of the best evaluation; without validation, load the moving average if there is one."""
+        """Load the weights of the best evaluation. If there was no evaluation, load the moving average, if there is one."""
         if position.best is None:
             self._load(self.average.weights if self.average else {})
         elif self.folder is None:
@@ -179,7 +181,7 @@ class Checkpointer:
 
     @contextmanager
     def best_weights(self, position: Position) -> Iterator[None]:
-        """Load the best weights (see `restore_best`) inside the context, and the current ones again on exit."""
+        """Context in which the model has the best weights (see `restore_best`). On exit, the current weights are loaded again."""
         current = self._copy(set(position.touched))
         try:
             self.restore_best(position)
@@ -188,7 +190,10 @@ class Checkpointer:
             self._load(current)
 
     def _best_folder(self, position: Position) -> Path:
-        """Return the folder of the best weights. The file `best` may name a later checkpoint that was skipped."""
+        """Return the folder of the best weights.
+
+        The file `best` is not read, since it may name a later checkpoint, one that `resume` skipped because of a fault.
+        """
         assert self.folder is not None
         return self.folder / f"step-{position.best_step}"
 

@@ -2,7 +2,7 @@
 
 checkpoints/
   step-120/      model.safetensors, optimizer.safetensors, [average.safetensors, callbacks.safetensors], state.json, manifest.json
-  last, best     text files with the name of a checkpoint
+  last, best     text files that contain the name of a checkpoint
 """
 
 import json
@@ -33,14 +33,14 @@ def write_checkpoint(
 ) -> Path:
     """Write the checkpoint `step-N` atomically, then delete old ones.
 
-    The newest `number` checkpoints remain, and the best ones that they refer to (`best_step` in `state.json`).
+    The newest `number` checkpoints are kept, and so are the best checkpoints that these refer to (`best_step` in `state.json`).
 
     Args:
         folder: `checkpoints/` of the run.
         step: optimizer steps taken.
         tensors: content of each safetensors file, by file name without extension.
         state: content of `state.json`.
-        best: whether `best` is set to this checkpoint, as `last` is.
+        best: whether the file `best` also names this checkpoint. The file `last` always does.
         number: number of newest checkpoints to keep.
 
     Returns:
@@ -49,7 +49,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step}"
     remove_leftovers(folder)
-    with replacing_folder(target, shared=True) as temporary:  # safe: the run's lock is held
+    with replacing_folder(target, shared=True) as temporary:  # safe, since this process has locked the run
         for name, values in tensors.items():
             save_file(
                 {key: value.detach().cpu().contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors"
@@ -83,7 +83,7 @@ def _steps(folder: Path) -> list[str]:
 
 
 def _best_step(path: Path) -> int:
-    """Return `best_step` of a checkpoint; 0 if there is none or `state.json` cannot be read."""
+    """Return `best_step` of a checkpoint, or 0 if `state.json` does not contain it or cannot be read."""
     try:
         return int(json.loads(read_record(path / "state.json"))["best_step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -120,7 +120,7 @@ def newest_intact(folder: Path, fault: Callable[[Path], str | None] | None = Non
 
 
 def find_damage(path: Path) -> str | None:
-    """Compare a checkpoint with its manifest; return a description of the damage, or None."""
+    """Compare a checkpoint with its manifest. Return a description of the damage, or None."""
     if path.is_symlink():
         return "it is a link"
     try:

@@ -18,7 +18,7 @@ from nlp_transfer.training.step import PhaseOptimizer
 from nlp_transfer.utils.console import say
 
 Augment = Callable[[dict[str, torch.Tensor], np.ndarray, int], dict[str, torch.Tensor]]
-"""Function of a batch, its row indices and the optimizer step that returns the changed batch."""
+"""A function that takes a batch, its row indices and the optimizer step, and returns the changed batch."""
 Values = dict[str, torch.Tensor]
 """Scalars by name."""
 
@@ -35,10 +35,10 @@ class NotFiniteError(TrainingError):
 
     Args:
         step: number of the optimizer step that was not taken.
-        rows: indices of its rows in `train`.
+        rows: indices of the rows of this step in `train`.
 
     Attributes:
-        names: what the message calls the rows.
+        names: text for the rows in the message.
     """
 
     def __init__(self, step: int, loss: float, grad_norm: float, rows: np.ndarray) -> None:
@@ -57,12 +57,12 @@ class WindowGradient:
     """Computes the gradients of one phase, one window (the rows of an optimizer step) at a time.
 
     Args:
-        model: as prepared by Accelerate.
+        model: the model, as prepared by Accelerate.
         objective: the loss of the phase.
         table: the rows of the phase.
-        plan: divides windows into micro-batches.
-        phase_optimizer: of the same phase.
-        augment: changes each batch; None: no augmentation.
+        plan: the plan that divides windows into micro-batches.
+        phase_optimizer: the optimizer of the same phase.
+        augment: function that changes each batch. None: batches are not changed.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class WindowGradient:
         self.accelerator, self.training = phase_optimizer.accelerator, phase_optimizer.training
 
     def compute(self, window: Window, position: Position) -> Values:
-        """Accumulate the gradient of a window; if memory runs out, repeat it with smaller micro-batches.
+        """Accumulate the gradient of a window. If memory runs out, repeat the window with smaller micro-batches.
 
         Raises:
-            TrainingError: memory is insufficient for a single row, or for any batch of several processes.
+            TrainingError: memory is insufficient for a single row or, with several processes, for a micro-batch.
         """
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         while True:
             seed_step(self.training.seed, position.step, process)
             try:
                 return self.backward(window, position)
-            except Exception as error:  # free memory after this block: the traceback holds the tensors of the step
+            except Exception as error:  # memory is freed after this block, since the traceback refers to tensors of the step
                 if not is_out_of_memory(error):
                     raise
                 rows = max(len(micro.rows) for micro in self.plan.micro_batches(window.rows, process, position.pieces))
@@ -105,12 +105,12 @@ class WindowGradient:
     def backward(self, window: Window, position: Position) -> Values:
         """Accumulate the gradient of a window with the current micro-batch size.
 
-        Objectives return sums. Each loss term is divided by its count over the window (all micro-batches and processes), which
-        is known in advance. The gradient is therefore independent of the micro-batch size. Accelerate averages gradients over
-        processes, hence the factor `num_processes`.
+        Objectives return sums over rows. Each loss term is divided by its count over the entire window (all micro-batches and
+        processes), which is known in advance. The gradient therefore does not depend on the micro-batch size. Since Accelerate
+        averages gradients over processes, the loss is multiplied by `num_processes`.
 
         Returns:
-            This process's share of `loss` and of each step metric of the objective.
+            This process's share of `loss` and of each step metric of the objective. The sum over all processes is the mean.
         """
         accelerator, objective = self.accelerator, self.objective
         strategy, plain_model = self.phase_optimizer.strategy, self.phase_optimizer.model

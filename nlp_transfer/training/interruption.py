@@ -15,15 +15,15 @@ from typing import Any
 from nlp_transfer.utils.distributed import rank, world_size
 from nlp_transfer.utils.interrupts import SIGNALS, Interrupted
 
-_ACTIVE = threading.local()  # its `stack` holds the entered contexts of a thread
-FORWARDED = 2.0  # seconds within which a launcher forwards a signal that the terminal sent to every process
+_ACTIVE = threading.local()  # its attribute `stack` lists the contexts that a thread has entered
+FORWARDED = 2.0  # seconds in which a launcher forwards a signal that the terminal has already sent to every process
 
 
 class Signals:
-    """Context that handles signals: the first one raises `Interrupted`, a second one ends the process immediately.
+    """Context that handles signals. The first signal raises `Interrupted`, and the second one ends the process immediately.
 
-    Inside `held`, the first signal is only recorded in `received`. The context has no effect outside of the main thread, where
-    Python cannot handle signals.
+    Inside `held`, the first signal is only recorded in `received`. Outside of the main thread, the context has no effect, since
+    Python handles signals only in the main thread.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Signals:
 
     @contextmanager
     def held(self, hold: bool = True) -> Iterator[None]:
-        """Record signals without raising. With `hold=False`, raise again inside an outer `held`."""
+        """Record signals without raising `Interrupted`. With `hold=False` inside an outer `held`, signals raise it again."""
         before, self._holding = self._holding, hold
         try:
             if not hold:
@@ -79,6 +79,6 @@ class Signals:
 
 
 def active_signals() -> Signals:
-    """Return the innermost entered context of this thread; without one, a new context that handles no signals."""
+    """Return the innermost context that this thread has entered. If there is none, return a new one, which handles no signals."""
     stack: list[Signals] = getattr(_ACTIVE, "stack", [])
     return stack[-1] if stack else Signals()

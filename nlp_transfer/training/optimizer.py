@@ -1,4 +1,4 @@
-"""The optimizer over named parameter groups, the learning rate schedule, optimizer state by name, and the moving average."""
+"""The optimizer and its named parameter groups, the learning rate schedule, optimizer state by name, and the moving average."""
 
 import math
 from collections.abc import Callable
@@ -19,12 +19,12 @@ UNSUITABLE = {
     "SparseAdam": "needs sparse gradients",
     "Optimizer": "is abstract",
 }
-GROUP_SETTINGS = ("lr", "initial_lr", "weight_decay")  # numbers of a parameter group that are set at each start
-OF_GROUP = "group."  # begins the keys of numbers that belong to a parameter group
+GROUP_SETTINGS = ("lr", "initial_lr", "weight_decay")  # numbers in a parameter group that every start of a run sets again
+OF_GROUP = "group."  # prefix of keys for numbers that belong to a parameter group
 
 
 def named_groups(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> list[Group]:
-    """Return the parameter groups of a phase, without empty ones.
+    """Return the parameter groups of a phase. Empty groups are omitted.
 
     Every trainable parameter is in exactly one group. Biases and normalization weights have no weight decay.
     """
@@ -42,7 +42,7 @@ def named_groups(model: nn.Module, training: TrainingConfig, strategy: Strategy)
 
 
 def ineffective_strategies(model: nn.Module, training: TrainingConfig, strategy: Strategy) -> dict[str, str]:
-    """Return why strategies of a combination have no effect, by setting (`strategy.0` and so on)."""
+    """For each strategy of a combination that has no effect, return the reason, under its setting (`strategy.0` and so on)."""
 
     def rates(parts: tuple[Strategy, ...]) -> dict[str, tuple[float, float]]:
         groups = named_groups(model, training, Combined(parts=parts))
@@ -60,7 +60,7 @@ def ineffective_strategies(model: nn.Module, training: TrainingConfig, strategy:
 
 
 def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """Return the function that creates the optimizer of `training.optimizer`, from parameter groups and learning rate.
+    """Return the function that creates the optimizer named by `training.optimizer` from parameter groups and a learning rate.
 
     Raises:
         UserError: the name is unknown, or the optimizer cannot train with ordinary gradients.
@@ -84,12 +84,12 @@ def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
 
 
 def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float, name: str = "adamw") -> torch.optim.Optimizer:
-    """Return the optimizer of `training.optimizer`; AdamW is fused if possible.
+    """Create the optimizer named by `training.optimizer`. AdamW is fused if possible.
 
-    Without AdamW's bias correction, runs on small datasets diverge (2006.05987).
+    AdamW applies its bias correction. Without it, runs on small datasets can diverge (2006.05987).
 
     Raises:
-        UserError: the optimizer cannot be created, or has other parameters.
+        UserError: the optimizer cannot be created, or has other parameter groups.
     """
     parameters = dict(model.named_parameters())
     options = [
@@ -124,11 +124,11 @@ def make_optimizer(model: nn.Module, groups: list[Group], learning_rate: float, 
 def rate_factor(step: int, total: int, training: TrainingConfig) -> float:
     """Return the learning rate of a step relative to the peak.
 
-    The last warmup step has factor 1, and the first one has a factor above 0, unlike in `transformers.get_scheduler`.
+    Unlike in `transformers.get_scheduler`, the first warmup step has a factor above 0, and the last one has factor 1.
 
     Args:
-        step: optimizer step of the phase, counted from 0.
-        total: optimizer steps of the phase.
+        step: index of the optimizer step in the phase, starting from 0.
+        total: number of optimizer steps in the phase.
     """
     warmup = math.ceil(round(training.warmup * total, 6)) if training.warmup < 1 else int(training.warmup)
     warmup = min(warmup, total)
@@ -148,7 +148,7 @@ def _user_factor(name: str, step: int, steps: int) -> float:
     """Call a user's schedule.
 
     Raises:
-        TypeError, ValueError: it does not return a finite number of at least 0.
+        TypeError, ValueError: it does not return a finite number that is at least 0.
     """
     factor = float(load_function("training.schedule", name)(step, steps))
     if not (math.isfinite(factor) and factor >= 0):
@@ -157,21 +157,21 @@ def _user_factor(name: str, step: int, steps: int) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set the learning rate of every group to its peak times `factor`; return the rate without group scales."""
+    """Set the learning rate of every group to its peak times `factor`. Return the rate without the scales of groups."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.defaults["lr"] * factor)
 
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimizer state by `PARAMETER/KEY`, such as `classifier.weight/exp_avg`.
+    """Return the optimizer state under names of the form `PARAMETER/KEY`, such as `classifier.weight/exp_avg`.
 
-    Unlike positions in groups, names remain valid when another phase trains other parameters. Numbers of an optimizer other
-    than AdamW are stored in fp64 as `PARAMETER/KEY:int` or `:float`; those in its parameter groups are stored with the first
-    parameter of the group.
+    Names remain valid when another phase trains other parameters; positions in groups do not. Numbers in the state of an
+    optimizer other than AdamW are stored as fp64 tensors under `PARAMETER/KEY:int` or `PARAMETER/KEY:float`. If such an
+    optimizer is not from PyTorch, numbers in its parameter groups are stored under the first parameter of the group.
 
     Raises:
-        TypeError: the state contains something else.
+        TypeError: the state contains something other than tensors and numbers.
     """
     state: dict[str, torch.Tensor] = {}
     for group in optimizer.param_groups:
@@ -199,7 +199,7 @@ def _as_tensor(path: str, value: Any) -> dict[str, torch.Tensor]:
 
 
 def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]) -> None:
-    """Load optimizer state from `state_by_name`. Parameters without an entry start with empty state."""
+    """Load optimizer state from `state_by_name`. Parameters without an entry start with an empty state."""
     states: dict[str, dict[str, torch.Tensor]] = {}
     for path, value in saved.items():
         name, _, key = path.rpartition("/")
@@ -221,13 +221,13 @@ def restore_state(optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tenso
 
 
 class MovingAverage:
-    """Exponential moving average of the trainable weights (Polyak averaging), with a smaller decay in early steps.
+    """Exponential moving average of the trainable weights (Polyak averaging). In early steps, the decay is smaller.
 
-    Unlike `torch.optim.swa_utils.AveragedModel`, it copies only trainable weights, can add the parameters of a later phase, and
-    exchanges weights for evaluation instead of using a second model.
+    Unlike `torch.optim.swa_utils.AveragedModel`, it copies only trainable weights, and can add the parameters of a later phase.
+    For evaluation it puts the averages into the model, instead of using a second model.
 
     Args:
-        decay: upper bound of the decay; update n uses min(decay, (1 + n) / (10 + n)).
+        decay: upper bound of the decay. Update n uses min(decay, (1 + n) / (10 + n)).
     """
 
     def __init__(self, decay: float) -> None:
@@ -238,15 +238,15 @@ class MovingAverage:
         """Averages by parameter name."""
 
     def include(self, model: nn.Module) -> None:
-        """Start averaging parameters that have become trainable, from their current values."""
+        """Add parameters that have become trainable. Their averages start from the current values."""
         for name, parameter in model.named_parameters():
-            if name in self.weights:  # on the CPU after loading from a checkpoint
+            if name in self.weights:  # it is on the CPU after it was loaded from a checkpoint
                 self.weights[name] = self.weights[name].to(parameter.device)
             elif parameter.requires_grad:
                 self.weights[name] = parameter.detach().clone()
 
     def update(self, model: nn.Module) -> None:
-        """Move the averages towards the current weights; call it after each optimizer step."""
+        """Move the averages toward the current weights. Call this after each optimizer step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         parameters = dict(model.named_parameters())
@@ -255,7 +255,7 @@ class MovingAverage:
                 average.lerp_(parameters[name], 1 - decay)
 
     def swap(self, model: nn.Module) -> None:
-        """Exchange weights and averages; a second call restores both."""
+        """Exchange weights and averages. A second call restores both."""
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, average in self.weights.items():

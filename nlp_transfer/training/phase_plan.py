@@ -1,4 +1,4 @@
-"""Plan a training phase: rows, windows, epochs, number of steps, and learning rate."""
+"""Plan a training phase: its rows, windows (the rows of one optimizer step each), epochs, number of steps, and learning rate."""
 
 import math
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from nlp_transfer.strategies import Phase, Strategy, Tables
 from nlp_transfer.tasks import Task
 from nlp_transfer.training.position import Position, checker
 
-ORDINARY = Phase()  # all rows of `train`, with the training settings
+ORDINARY = Phase()  # trains on all rows of `train`, with the training settings
 
 
 class PhasePlanner:
@@ -59,7 +59,8 @@ class PhasePlanner:
     def epochs(self, phase: Phase = ORDINARY) -> float:
         """Return the number of epochs of a phase.
 
-        `auto`: 3, or more on small datasets to reach 300 optimizer steps, at most 20 (2006.04884).
+        With `training.epochs: auto`, it is 3. On small datasets it is larger, up to 20, to reach 300 optimizer steps
+        (2006.04884).
         """
         steps_per_epoch = self.window_plan(phase).windows_in_epoch
         if self.training.max_steps and phase.epochs is None:
@@ -68,13 +69,13 @@ class PhasePlanner:
         return min(20, max(3, math.ceil(300 / steps_per_epoch))) if isinstance(epochs, str) else epochs
 
     def steps(self, phase: Phase = ORDINARY, finished: int = 0, taken: int = 0) -> int:
-        """Return the number of optimizer steps of a phase; 0 if none are left.
+        """Return the number of optimizer steps of a phase, or 0 if no steps are left.
 
-        `max_steps` limits the entire run: this phase and all later ones share the remaining steps equally. If `phase.epochs` is
-        set, it is another limit.
+        `max_steps` limits the entire run. The remaining steps are divided equally among this phase and all later ones. If
+        `phase.epochs` is set, it limits the steps of the phase too.
 
         Args:
-            taken: optimizer steps of earlier phases.
+            taken: number of optimizer steps that earlier phases took.
         """
         if self.training.max_steps is None:
             return self.window_plan(phase, finished).steps(self.epochs(phase))
@@ -85,7 +86,8 @@ class PhasePlanner:
     def learning_rate(self) -> float:
         """Return the peak learning rate of the run.
 
-        `auto`: the strategy's rate for 32 rows per step, times sqrt(rows per step / 32) clamped to [0.5, 2].
+        With `training.learning_rate: auto`, it is the rate of the strategy, which is for 32 rows per step, times sqrt(rows per
+        step / 32), where this factor is limited to 0.5 to 2.
         """
         if not isinstance(self.training.learning_rate, str):
             return self.training.learning_rate
@@ -102,7 +104,7 @@ class PhasePlanner:
             objectives: names of the objectives that a phase can use.
 
         Raises:
-            ValueError: it is impossible; the message names the field.
+            ValueError: the position is impossible. The message names the field.
         """
         check, phase, finished = checker(position), position.phase, len(position.strategy.finished)
         if phase is None:

@@ -14,7 +14,7 @@ from nlp_transfer.training.step import PhaseOptimizer
 
 @contextmanager
 def prepared_phase(trainer: Trainer, phase: Phase) -> Iterator[WindowGradient]:
-    """Set `trainer.optimizer` and `trainer.phase_optimizer` for a phase; release the model at its end."""
+    """Set `trainer.optimizer` and `trainer.phase_optimizer` for a phase. Release the prepared model at the end of the phase."""
     model, settings, accelerator, checkpointer = trainer.model, trainer.settings, trainer.accelerator, trainer.checkpointer
     names = set(phase.trainable or ())
     for name, parameter in model.named_parameters():
@@ -27,7 +27,7 @@ def prepared_phase(trainer: Trainer, phase: Phase) -> Iterator[WindowGradient]:
     if not phase.keep_optimizer and trainer.position.phase_step == 0:
         checkpointer.optimizer_state = {}
     restore_state(optimizer, checkpointer.optimizer_state)
-    # Prepare each phase again: gradients of parameters that are unfrozen after wrapping would not be synchronized.
+    # Prepare the model again for each phase: if a parameter were unfrozen after wrapping, its gradient would not be synchronized.
     forward_before = vars(model).get("forward")
     wrapped, prepared = accelerator.prepare(model, optimizer)
     fast = trainer.resolved.kernels == "fast"

@@ -1,4 +1,4 @@
-"""The position of a run: the content of a checkpoint that is not tensors, with a strict reader.
+"""The position of a run, which is all content of a checkpoint except tensors, and a strict reader for it.
 
 Reading is strict because resuming from a wrong position would silently produce another model.
 """
@@ -15,7 +15,7 @@ from nlp_transfer.strategies import Phase, State
 from nlp_transfer.utils.console import number, say
 from nlp_transfer.utils.errors import shorten
 
-MAX_SHOWN = 5  # other validation metrics are printed only if there are at most this many
+MAX_SHOWN = 5  # besides the best metric and the loss, metrics are printed only if there are at most this many
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -25,7 +25,10 @@ Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 
 @dataclass
 class Position:
-    """The progress of a run, stored as JSON in `state.json`. A run resumes from it, the weights and the optimizer state."""
+    """The progress of a run, stored as JSON in `state.json`.
+
+    A run resumes from its position, weights and optimizer state.
+    """
 
     __pydantic_config__ = ConfigDict(strict=True)
 
@@ -44,48 +47,48 @@ class Position:
     history: list[dict[str, Integer | float]] = field(default_factory=list)
     """Validation metrics with their `step`, oldest first."""
     best: float | None = None
-    """Value of the best metric at the best evaluation; NaN if it was undefined."""
+    """Value of the best metric in the best evaluation. NaN if it was undefined. None: there was no evaluation."""
     best_rank: list[float] = field(default_factory=list)
-    """Rank of the best evaluation: [metric, -loss], where the metric is negated if lower is better; [-loss] if the metric is
-    undefined."""
+    """Rank of the best evaluation. It is [metric, -loss], where the metric is negated if lower is better, or [-loss] if the
+    metric is undefined."""
     best_step: Count = 0
-    """Step of the best evaluation; 0 if there is none."""
+    """Step of the best evaluation, or 0 if there is none."""
     phase_rank: list[float] = field(default_factory=list)
     """Best rank within this phase, for early stopping."""
     worse: Count = 0
-    """Evaluations in this phase since its best one."""
+    """Number of evaluations in this phase after its best one."""
     stopped: bool = False
     """Whether early stopping ended the phase."""
     ended: bool = False
     """Whether a callback ended training."""
     unjudged: bool = False
-    """Whether the evaluation after this step is still to be done."""
+    """Whether the evaluation after this step has yet to be done."""
     pieces: Count = 1
-    """Number of pieces into which each micro-batch is split for lack of memory."""
+    """Number of pieces into which each micro-batch is split because memory ran out; 1 if it did not."""
     scaler: dict[str, Number] = field(default_factory=dict)
     """State of the fp16 gradient scaler."""
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """States of callbacks by name, without their tensors."""
+    """States of callbacks by name. Their tensors are stored separately."""
     touched: list[str] = field(default_factory=list)
     """Names of all parameters that have been trainable in any phase so far."""
     average_steps: Count = 0
-    """Updates of the moving average of the weights."""
+    """Number of updates of the moving average of the weights."""
     examples: Count = 0
-    """Training examples seen, over all processes."""
+    """Number of training examples seen by all processes."""
     tokens: Count = 0
-    """Tokens seen without padding, over all processes."""
+    """Number of tokens seen by all processes, without padding."""
     seconds: Seconds = 0.0
-    """Wall time, evaluations included."""
+    """Wall time in seconds, evaluations included."""
     step_seconds: Seconds = 0.0
-    """Wall time of the optimizer steps alone."""
+    """Wall time in seconds of the optimizer steps only."""
 
     def record_evaluation(self, metrics: dict[str, float], metric: str, higher: bool) -> bool:
-        """Add an evaluation to the history and return whether it is the best so far.
+        """Add an evaluation to the history, and return whether it is the best so far.
 
         Args:
             metrics: validation metrics by name.
             metric: name of the metric by which evaluations are compared. Ties are broken by the loss.
-            higher: whether higher is better.
+            higher: whether a higher value of the metric is better.
         """
         value = metrics.get(metric, math.nan)
         sign = 1 if higher else -1
@@ -108,7 +111,7 @@ class Position:
 
 
 def _is_better(rank: list[float], than: list[float]) -> bool:
-    """Return whether one rank is better than another. If only one metric is defined, compare the losses."""
+    """Return whether one rank is better than another. If the metric is undefined in one of them, compare the losses."""
     return rank > than if len(rank) == len(than) else (rank[-1], len(rank)) > (than[-1], len(than))
 
 
@@ -117,10 +120,11 @@ def read_position(content: str | bytes, step: int) -> Position:
 
     Args:
         content: JSON with exactly the fields of `Position`, its phase and its state.
-        step: the step in the name of the checkpoint's folder.
+        step: the step in the name of the checkpoint folder.
 
     Raises:
-        ValueError: a field is missing, has another type, is out of range, or contradicts another one. The message names it.
+        ValueError: a field is missing, has the wrong type, is out of range, or contradicts another field. The message names the
+            field.
     """
     position = _parse(content)
     check = checker(position)
@@ -195,7 +199,7 @@ def _check_keys(kind: type, raw: Any, prefix: str) -> None:
 
 
 def checker(values: object, prefix: str = "") -> Callable[[bool, str, str], None]:
-    """Return a function that raises a ValueError naming a field of `values` unless a condition holds."""
+    """Return a function that raises a ValueError if a condition is false. The message names a field of `values`."""
 
     def check(holds: bool, name: str, allowed: str) -> None:
         if not holds:
@@ -205,7 +209,7 @@ def checker(values: object, prefix: str = "") -> Callable[[bool, str, str], None
 
 
 def _ranks(entry: Mapping[str, int | float]) -> set[str]:
-    """Return the ranks of an evaluation under each of its metrics, as text."""
+    """Return the ranks that an evaluation can have, for each of its metrics as the best metric, as text."""
     if "loss" not in entry:
         return set()
     loss = -entry["loss"]

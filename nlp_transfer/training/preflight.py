@@ -1,7 +1,7 @@
-"""Run a trial step before training: forward and backward pass of two rows with the chosen precision and kernels.
+"""Run a trial step before training: a forward and backward pass of two rows with the chosen precision and kernels.
 
-Some model families fail in bf16 or with the fast kernels. The trial finds a combination that works before the run starts. It
-does not change the model or random states.
+Some model families fail in bf16 or with the fast kernels. Trial steps find a combination that works before training starts.
+They change neither the model nor the random states.
 """
 
 import traceback
@@ -37,8 +37,8 @@ class Preflight:
     """Finds a precision and kernels with which a model can be trained.
 
     Args:
-        task: computes the loss.
-        model: as prepared by the strategy.
+        task: the task, which defines the loss.
+        model: the model, as prepared by the strategy.
         train: training rows; the trial uses the longest and the shortest one.
     """
 
@@ -47,12 +47,12 @@ class Preflight:
     train: TokenTable
     training: TrainingConfig
     unused: list[str] = field(default_factory=list)
-    """Names of the trainable parameters without a gradient; set by `find_working`."""
+    """Names of trainable parameters that get no gradient. Set by `find_working`."""
 
     def find_working(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str, str, dict[str, str]]:
-        """Return a precision and kernels that work, and the reasons for changes by setting.
+        """Return a precision and kernels that work, and the reason for each changed setting.
 
-        Fallbacks, in this order: plain kernels, fp32, both. All processes make the same choice.
+        If the requested combination fails, try plain kernels, then fp32, then both. All processes make the same choice.
 
         Raises:
             UserError: no combination works.
@@ -68,7 +68,7 @@ class Preflight:
             if problem is None:
                 return (*option, self._reasons(option, (precision, kernels), first))
             first = first or problem
-        if first == NOT_FINITE:  # caused by the weights or the data; the training loop names the rows
+        if first == NOT_FINITE:  # the cause is in the weights or the data, and the training loop will name the rows
             return precision, kernels, {}
         if is_user_defined(self.task) or is_user_defined(self.model):
             raise UserError(
@@ -90,7 +90,7 @@ class Preflight:
         return {name: f"{old} failed in a trial step" for name, (old, _) in changed.items()}
 
     def _problem(self, precision: str, kernels: str, accelerator: Accelerator) -> tuple[str | None, Exception | None]:
-        """Try a combination; return the problem of any process in one line (None: no problem), and this process's exception."""
+        """Try a combination. Return the problem of any process, in one line, and the exception of this process."""
         problem, error, out_of_memory = None, None, False
         try:
             if not self._is_finite(precision, kernels, accelerator.device):
@@ -106,7 +106,7 @@ class Preflight:
         return problem, error
 
     def _is_finite(self, precision: str, kernels: str, device: torch.device) -> bool:
-        """Return whether the loss and the gradients are finite, for two rows or, if memory is short, for the longest one."""
+        """Return whether the loss and the gradients are finite for two rows or, if memory is too small, for the longest row."""
         order = np.argsort(self.train.lengths, kind="stable")
         rows = np.unique(order[[-1, 0]])
         for count in range(len(rows), 0, -1):
@@ -146,7 +146,7 @@ class Preflight:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore random states, buffers and the training mode of each module on exit."""
+    """Context that on exit restores random states, buffers and the training mode of each module."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}
     try:
@@ -162,7 +162,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def describe(error: Exception) -> str:
-    """Format an exception in one line: type, message, and where it was raised."""
+    """Format an exception in one line, with its type, its message, and the place where it was raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text} ({Path(place.filename).name}, line {place.lineno})"

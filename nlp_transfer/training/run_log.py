@@ -31,13 +31,16 @@ class RunLog(Callback):
         self._unlogged: list[Mapping[str, torch.Tensor]] = []
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Remove the lines of steps that are repeated, and start the trackers."""
+        """Remove the lines of steps that this run will repeat, and start the trackers."""
         self.drop_after(trainer.position.step, not trainer.position.unjudged)
         if not self.accelerator.trackers:
             self.accelerator.init_trackers("nlp_transfer")
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
-        """Write a line with means over `training.logging_steps` steps. Runs in all processes, since it adds up their losses."""
+        """After every `training.logging_steps` steps, write a line with means over these steps.
+
+        All processes take part, since their losses are added up.
+        """
         self._unlogged.append(step.values)
         if step.number % trainer.settings.logging_steps and trainer.position.phase_step != trainer.total_steps:
             return
@@ -56,7 +59,7 @@ class RunLog(Callback):
         self.write(trainer.position.step, validation=dict(metrics))
 
     def on_phase_end(self, trainer: Trainer, phase: Any) -> None:
-        """Forget the steps of a phase that was stopped between two lines."""
+        """Forget the steps after the last line."""
         self._unlogged.clear()
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
@@ -72,7 +75,7 @@ class RunLog(Callback):
 
         Args:
             step: the step from which the run resumes.
-            evaluated: whether the evaluation after this step is done; otherwise its line is removed too.
+            evaluated: whether the evaluation after this step is finished. False: the line of this evaluation is removed too.
 
         Raises:
             UserError: the log cannot be read, is too large or is not a regular file.
@@ -87,7 +90,7 @@ class RunLog(Callback):
         write_bytes(self.path, "".join(f"{line}\n" for line in lines).encode())
 
     def write(self, step: int, **fields: Any) -> None:
-        """Log numbers by name; `validation` is a dict of numbers."""
+        """Log numbers by name. `validation` is a dict of numbers."""
         if self.path is None:
             return
         validation = fields.pop("validation", {})
@@ -99,12 +102,12 @@ class RunLog(Callback):
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    """Replace infinity and NaN, which JSON lacks, by null. In fp16 the gradient norm may overflow."""
+    """Replace infinity and NaN, which JSON does not have, with None. In fp16, the gradient norm may be infinite."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _sort_key(line: str) -> tuple[float, bool]:
-    """Return the step of a line and whether it is an evaluation. Unreadable lines sort last."""
+    """Return the step of a line and whether it is about an evaluation. Unreadable lines sort last."""
     try:
         content = json.loads(line)
         return float(content["step"]), "validation" in content

@@ -19,11 +19,11 @@ from nlp_transfer.utils.console import Steps, number, say
 from nlp_transfer.utils.errors import UserError
 from nlp_transfer.utils.interrupts import Interrupted
 
-CHECKPOINT_SECONDS = 900.0  # longest time between checkpoints
+CHECKPOINT_SECONDS = 900.0  # maximum time between checkpoints
 
 
 class WeightAverage(Callback):
-    """Averages the weights (`training.ema`). The checkpointer stores the averages; evaluation uses them."""
+    """Averages the weights (`training.ema`). The checkpointer stores the averages, and evaluation uses them."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
@@ -49,7 +49,7 @@ class ProgressBar(Callback):
         self.steps = Steps(title, trainer.total_steps, trainer.position.phase_step)
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
-        """Advance, and show the loss of each logged step."""
+        """Advance the progress. After steps that were logged, show the loss."""
         assert self.steps is not None
         if trainer.run_log.last_step == step.number:
             speed = trainer.position.examples / trainer.position.step_seconds
@@ -62,7 +62,7 @@ class ProgressBar(Callback):
             self.steps.close()
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Remove the progress, so that messages are readable."""
+        """Remove the progress, so messages are readable."""
         if self.steps is not None:
             self.steps.close()
 
@@ -74,7 +74,7 @@ class EarlyStopping(Callback):
         self.patience = patience
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """End the phase if there was no improvement for too long. `Phase.patience` overrides the setting."""
+        """End the phase if there was no improvement in `patience` evaluations. `Phase.patience` overrides the setting."""
         position = trainer.position
         patience = position.phase.patience or self.patience
         if patience is not None and position.worse >= patience:
@@ -83,10 +83,11 @@ class EarlyStopping(Callback):
 
 
 class Augmentation(Callback):
-    """Changes the training batches of phases that use the task.
+    """Changes the training batches of phases that train on the rows and with the loss of the task.
 
     Args:
-        augment: function of a batch, its row indices and the number of optimizer steps taken; returns the changed batch.
+        augment: function that takes a batch, its row indices and the number of optimizer steps taken, and returns the changed
+            batch.
     """
 
     def __init__(self, augment: Augment) -> None:
@@ -99,10 +100,10 @@ class Augmentation(Callback):
 
 
 class RowNames(Callback):
-    """Names rows by file and row number in the message about a loss that is not finite.
+    """In the message about a loss that is not finite, names the rows by file and row number.
 
     Args:
-        describe: function of row indices in `train`.
+        describe: function that takes row indices in `train` and returns their description.
     """
 
     def __init__(self, describe: Callable[[np.ndarray], str]) -> None:
@@ -115,7 +116,7 @@ class RowNames(Callback):
 
 
 class Evaluation(Callback):
-    """Evaluates on validation: every `training.evaluate_every` steps or after each epoch, and at the end of each phase."""
+    """Evaluates on validation every `training.evaluate_every` steps (default: each epoch), and at the end of each phase."""
 
     def on_phase_start(self, trainer: Trainer, phase: Phase) -> None:
         """Repeat an evaluation that was interrupted."""
@@ -125,7 +126,7 @@ class Evaluation(Callback):
             _agree_to_stop(trainer)
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
-        """Evaluate if it is time, or if a callback has stopped training."""
+        """Evaluate if an evaluation is due, or if a callback has stopped training."""
         position = trainer.position
         _agree_to_stop(trainer)
         position.unjudged = _is_evaluation_due(trainer) and position.phase.evaluate and "validation" in trainer.data
@@ -148,13 +149,13 @@ class Evaluation(Callback):
         return better
 
     def _score(self, trainer: Trainer) -> tuple[dict[str, float], str, bool]:
-        """Compute the validation metrics with the averaged weights, if there are any."""
+        """Compute the validation metrics, with the averaged weights if there are any."""
         average, accelerator = trainer.checkpointer.average, trainer.accelerator
         trainer.update_weights()
         if average is not None:
             average.swap(trainer.model)
         try:
-            # A signal must not interrupt one of several processes here, or the others would hang.
+            # With several processes, a signal must not interrupt one of them here, since the others would hang.
             with trainer.signals.held(accelerator.num_processes > 1), in_fp32(trainer.model):
                 return score_validation(
                     trainer.model, trainer.task, trainer.data["validation"], trainer.strategy, trainer.settings, accelerator,
@@ -167,7 +168,10 @@ class Evaluation(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves checkpoints: every `training.checkpoint_every` steps or at each evaluation, after 15 minutes, and on signals."""
+    """Saves checkpoints every `training.checkpoint_every` steps (default: at each evaluation).
+
+    It also saves new best weights, after 15 minutes without a checkpoint, after the last step of a phase, and on signals.
+    """
 
     def __init__(self) -> None:
         self._saved_at = time.monotonic()
@@ -178,10 +182,10 @@ class Checkpoints(Callback):
         return time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
-        """Save if it is time.
+        """Save if a checkpoint is due.
 
         Raises:
-            Interrupted: a signal arrived; the step is saved.
+            Interrupted: a signal arrived. If there is an output folder, the step is saved.
         """
         position, every = trainer.position, trainer.settings.checkpoint_every
         interrupted, best = _is_interrupted(trainer), position.best_step == position.step
@@ -194,7 +198,7 @@ class Checkpoints(Callback):
             raise Interrupted(trainer.signals.received or signal.SIGTERM, saved if trainer.output_dir is not None else nothing)
 
     def save(self, trainer: Trainer, best: bool) -> None:
-        """Save a checkpoint; without an output folder, the best weights in memory."""
+        """Save a checkpoint. Without an output folder, keep the best weights in memory."""
         scaler, position, checkpointer = trainer.accelerator.scaler, trainer.position, trainer.checkpointer
         position.seconds = time.monotonic() - trainer.began
         position.scaler = dict(scaler.state_dict()) if scaler is not None else {}
@@ -212,11 +216,11 @@ def in_order(trainer: Trainer, users: Sequence[Callback]) -> list[Callback]:
     """Return all callbacks of a run, in the order in which they are called.
 
     Args:
-        trainer: with its settings, `run_log` and `checkpoints`.
+        trainer: the trainer. Its settings, `run_log` and `checkpoints` must be set.
         users: callbacks of the user.
 
     Raises:
-        UserError: words are to be augmented, but no callback does so.
+        UserError: the settings augment words, but no callback does so.
     """
     settings, augment = trainer.settings, trainer.settings.augment
     if isinstance(augment, str):
@@ -245,17 +249,17 @@ def _agree_to_stop(trainer: Trainer) -> None:
 
 
 def _is_last_step(trainer: Trainer) -> bool:
-    """Return whether the current step is the last one of its phase, unless early stopping ends the phase."""
+    """Return whether the current step is the last one of its phase, without regard to early stopping."""
     return bool(trainer.position.ended or trainer.position.phase_step == trainer.total_steps)
 
 
 def _is_evaluation_due(trainer: Trainer) -> bool:
-    """Return whether an evaluation follows the current step, if there is a validation split."""
+    """Return whether an evaluation is due after the current step. Whether there is a validation split is not considered."""
     every = trainer.settings.evaluate_every or trainer.plan.windows_in_epoch
     return _is_last_step(trainer) or bool(trainer.position.phase_step % every == 0)
 
 
 def _is_interrupted(trainer: Trainer) -> bool:
-    """Return whether a signal ends the run after the current step."""
+    """Return whether a signal will end the run after the current step."""
     alone = trainer.accelerator.num_processes == 1
     return bool(trainer.flags.signal or (alone and trainer.signals.received is not None))

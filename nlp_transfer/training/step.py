@@ -1,4 +1,4 @@
-"""The optimizer step: gradient norm, clipping, and the fast kernels that are exact with the losses of a phase."""
+"""The optimizer step: gradient norm, clipping, and those fast kernels that do not change the losses of a phase."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ class PhaseOptimizer:
     """Clips the gradient and takes the optimizer steps of one phase.
 
     Args:
-        model: the unwrapped model; its trainable parameters are those of the phase.
-        optimizer: as prepared by Accelerate.
-        fast: whether to use `nlp_transfer.kernels` where the result is the same.
+        model: the unwrapped model. Its trainable parameters are those of the phase.
+        optimizer: the optimizer, as prepared by Accelerate.
+        fast: whether to use `nlp_transfer.kernels` where they do not change the result.
 
     Attributes:
         kernels: context for forward and backward passes.
@@ -29,7 +29,7 @@ class PhaseOptimizer:
     ) -> None:  # fmt: skip
         self.model, self.accelerator, self.training, self.strategy = model, accelerator, training, strategy
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # A loss added by a strategy, or another objective, may read any token and any weight.
+        # If the loss is not just that of the task, it may read any token and any weight.
         logits_only = phase.objective is None and not _has_loss(strategy)
         self.kernels = accelerated(
             model,
@@ -40,7 +40,7 @@ class PhaseOptimizer:
         )
 
     def clip(self) -> torch.Tensor:
-        """Clip the gradient norm to `training.max_grad_norm`, here or in `step`; return the norm before clipping."""
+        """Clip the gradient norm to `training.max_grad_norm`, either here or later in `step`. Return the norm before clipping."""
         limit = self.training.max_grad_norm
         if self.accelerator.scaler is None and self.kernels.can_clip:
             return self.kernels.clip(limit)
@@ -51,7 +51,7 @@ class PhaseOptimizer:
         self.kernels.step()
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Return copies of the gradients that `step` applies, clipped, by parameter name. Call it after `clip`."""
+        """Return copies of the clipped gradients that `step` will apply, by parameter name. Call this after `clip`."""
         return self.kernels.gradients()
 
     def discard_gradient(self) -> None:
@@ -59,7 +59,7 @@ class PhaseOptimizer:
         self.kernels.discard_gradient()
 
     def sync(self) -> None:
-        """Bring all weights up to date. Call it before reading weights outside of training steps."""
+        """Apply postponed updates to the weights. Call this before reading weights outside of training steps."""
         self.kernels.sync()
 
 

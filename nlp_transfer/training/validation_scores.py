@@ -20,14 +20,14 @@ def score_validation(
 ) -> tuple[dict[str, float], str, bool]:  # fmt: skip
     """Compute the validation metrics in fp32, the precision in which the saved model is scored.
 
-    With several tasks, evaluations are compared by the mean of the tasks' best metrics, unless `training.best_metric` is set.
-    Metrics of a task with cheaper predictions during training include the settings of these (`Scorer.draft`).
+    With several tasks, evaluations are compared by the mean of the best metrics of all tasks, unless `training.best_metric` is
+    set. If the task uses cheaper predictions during training, their settings (`Scorer.draft`) are included in the metrics.
 
     Returns:
-        Metrics by name, the name of the metric by which evaluations are compared, and whether higher is better.
+        The metrics by name, the name of the metric by which evaluations are compared, and whether higher values of it are better.
     """
     metrics, _ = score(model, task, table, accelerator, draft=True, user_metrics=user_metrics)
-    metrics = broadcast_from_main(metrics)  # CPUs round differently, but all processes must stop after the same step
+    metrics = broadcast_from_main(metrics)  # CPUs can round differently, but all processes must stop after the same step
     metrics |= task.scorer.draft(len(table))[1]
     auxiliary = strategy.auxiliary_jobs(model)
     best_values = [(task, metrics.get(task.traits.best_metric, math.nan))]

@@ -111,13 +111,13 @@ def _temporary(path: Path, lock: Lock | None, kind: str = "part") -> Iterator[Pa
 def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shared: bool = False) -> Iterator[BinaryIO]:
     """Yield a new file that replaces `path` at the end of the block; after an error, nothing changes.
 
-    Missing folders are created. The file gets the permissions of the file that it replaces, otherwise those of the umask. A link
-    at `path` is replaced, not followed; the caller resolves links of the user.
+    Missing folders are created. The file gets the permissions of the file that it replaces or, if there is none, those of the
+    umask. A link at `path` is replaced, not followed; callers resolve links that the user gave.
 
     Args:
         overwrite: whether to replace an existing file.
         lock: the lock of the target, if the caller holds it.
-        shared: do not take a lock, since all writers write the same content, or there is only one writer.
+        shared: whether to take no lock, since all writers write the same content, or there is only one writer.
 
     Yields:
         The file, open for writing bytes.
@@ -150,7 +150,7 @@ def replacing(path: Path, overwrite: bool = True, lock: Lock | None = None, shar
 def _put(temporary: Path, path: Path, overwrite: bool) -> None:
     if not overwrite:
         try:
-            os.link(temporary, path)  # unlike renaming, never replaces a file that appeared meanwhile
+            os.link(temporary, path)  # unlike renaming, never replaces a file that another process created in the meantime
             return
         except OSError as error:
             if error.errno not in NO_LINKS:

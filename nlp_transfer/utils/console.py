@@ -53,8 +53,8 @@ def say_once(line: str) -> None:
 def number(value: float, decimals: int = 4) -> str:
     """Format a metric.
 
-    Values below 10 get `decimals` decimals, values below 10 ** decimals two fewer, larger ones none. A value that would round to
-    zero gets two significant digits.
+    Values below 10 have `decimals` decimal places, values below 10 ** `decimals` have two fewer, and larger values have none. A
+    value that would round to zero has two significant digits.
     """
     size = abs(value)
     if 0 < size < 10**-decimals:
@@ -100,7 +100,7 @@ def _with_interval(metrics: Mapping[str, float], name: str) -> object:
 
 
 class Steps:
-    """Progress over a known number of steps, with a note and the remaining time: a bar on a terminal, otherwise occasional lines.
+    """Progress over a known number of steps, with a note and the remaining time: a bar on a terminal, or else occasional lines.
 
     Args:
         title: description of the task.
@@ -108,7 +108,7 @@ class Steps:
         done: number of steps that are already done.
     """
 
-    EVERY, LONGEST = 30.0, 600.0  # seconds between lines without a terminal: initially, and at most
+    EVERY, LONGEST = 30.0, 600.0  # seconds between lines if there is no terminal: at first, and at most
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title, self.total, self.done = shown(title), total, done

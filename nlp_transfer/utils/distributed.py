@@ -42,7 +42,7 @@ def local_rank() -> int:
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name) or str(default)
     if not value.isdecimal():
-        raise UserError(f"{name}: found {value!r} in the environment; allowed: a number, set by a launcher; otherwise unset it")
+        raise UserError(f"{name}: found {value!r} in the environment; allowed: a number; without a launcher, unset it")
     return int(value)
 
 

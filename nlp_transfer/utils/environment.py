@@ -44,7 +44,7 @@ def expand(path: str | Path) -> Path:
 
 
 def user_cache(name: str) -> Path:
-    """Return the folder `name` in `$XDG_CACHE_HOME` or `~/.cache`, or in `fallback_cache` if the latter cannot be created."""
+    """Return the folder `name` in `$XDG_CACHE_HOME` or else in `~/.cache`; in `fallback_cache` if `~/.cache` is not usable."""
     if configured := os.environ.get("XDG_CACHE_HOME"):  # even if it is not writable, so that the error names it
         return expand(configured) / name
     base = os.path.expanduser("~/.cache")
@@ -57,7 +57,7 @@ def user_cache(name: str) -> Path:
 def _can_create(folder: Path) -> bool:
     existing = next((place for place in folder.parents if os.path.lexists(place)), folder)
     try:
-        with tempfile.TemporaryFile(dir=existing):  # permissions are not enough: root cannot write to /proc
+        with tempfile.TemporaryFile(dir=existing):  # checking permissions is not enough: root cannot write to /proc
             return True
     except OSError:
         return False
@@ -127,8 +127,8 @@ def is_portable(name: str) -> bool:
 def open_streams() -> None:
     """Open missing standard streams, and make standard output and error accept any character.
 
-    Characters that the encoding lacks are written as `\\u2026`. Without this, the next opened file would reuse the descriptor
-    of a closed stream, and output of other code would be written to that file.
+    If a stream is missing, the next opened file would get its descriptor, and output of other code would be written to that
+    file. Characters that are not in the encoding of a stream are written as escapes such as `\\u2026`.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their descriptors
         if getattr(sys, name) is None:
@@ -161,7 +161,7 @@ def finish_output() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-            getattr(getattr(stream, "buffer", None), "release", stream.flush)()  # of a `redaction.Redactor`
+            getattr(getattr(stream, "buffer", None), "release", stream.flush)()  # a `Redactor` prints the text that it holds back
         except (OSError, ValueError):
             written = False
             try:
@@ -175,7 +175,7 @@ def finish_output() -> bool:
 
 
 def peak_memory() -> int:
-    """Return the peak memory of this process in bytes; the current memory if the system does not report the peak."""
+    """Return the peak memory of this process in bytes, or the current memory if the system does not report the peak."""
     if resource is None:
         import psutil
 

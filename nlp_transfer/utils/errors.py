@@ -55,7 +55,7 @@ def converted(message: str) -> Iterator[None]:
 
 @contextmanager
 def prefixed(place: str) -> Iterator[None]:
-    """Put `PLACE: ` before the messages of UserErrors that are raised in the block, in place of the prefix `model: `."""
+    """Put `PLACE: ` before the messages of UserErrors that the block raises; it replaces the prefix `model: `, if present."""
     try:
         yield
     except UserError as error:
@@ -118,7 +118,7 @@ class Problems:
 
     Args:
         heading: precedes the messages.
-        skipped: receives the first fault of each bad row, by row number, instead of a problem. None: bad rows are problems.
+        skipped: receives the first fault of each bad row, by row number, and bad rows are not problems. None: they are problems.
         row_hint: last line of the message, if there are bad rows.
     """
 
@@ -130,7 +130,7 @@ class Problems:
         self.unused: dict[str, str] = {}
         self._kinds: Counter[tuple[str, str | None, str]] = Counter()  # bad rows by file, column and kind
         self._examples: dict[tuple[str, str | None, str], BadRow] = {}
-        self._row_messages: dict[str, tuple[str, str | None, str]] = {}  # the `messages` about single rows
+        self._row_messages: dict[str, tuple[str, str | None, str]] = {}  # for messages about single rows: their keys in `_kinds`
 
     def add(self, message: str) -> None:
         """Add a problem."""
@@ -139,7 +139,7 @@ class Problems:
             self.messages.append(brief(message))
 
     def no_effect(self, name: str, reason: str) -> None:
-        """Record in `unused` that a setting has no effect: the reason by dotted name. This is not a problem by itself."""
+        """Record in `unused` that the setting `name` has no effect, with the reason. This is not a problem."""
         self.unused[name] = reason
 
     def add_row(self, number: int, bad: BadRow) -> None:
@@ -156,7 +156,7 @@ class Problems:
         self.add(str(bad))
 
     def summarize(self, rows: int) -> None:
-        """Replace the messages about a fault in nearly all of the `rows` with one line, since the column is at fault."""
+        """Replace the messages about a fault that nearly all of the `rows` rows have with one line: the column is at fault."""
         for key, count in self._kinds.items():
             if count <= SHOWN or count < NEARLY_ALL * rows:
                 continue
@@ -179,7 +179,7 @@ class Problems:
             self.merge(error.problems)
 
     def merge(self, other: "Problems") -> None:
-        """Add the problems of another collection, including those that are only counted, and its settings without effect."""
+        """Add the problems of another collection, including those that are only counted, and its `unused` settings."""
         self.unused |= other.unused
         self.extend(other.messages)
         self.count += other.count - len(other.messages)

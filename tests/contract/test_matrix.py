@@ -11,7 +11,7 @@ from nlp_transfer.training import checkpointer, checkpoints
 from tests.contract.test_round_trip import logits_of
 from tests.helpers.children.matrix_jobs import CUT, TWICE, run
 from tests.helpers.processes import CHILDREN, in_child, launch_pair
-from tests.helpers.strategies import CASES, COMPUTED, IMPOSSIBLE, document, files, rows_of
+from tests.helpers.strategies import CASES, COMPUTED, GENERATING, IMPOSSIBLE, document, files, rows_of
 
 pytestmark = pytest.mark.process
 
@@ -55,7 +55,7 @@ def child(straight: Runs, folder: Path) -> dict[str, Any]:
     """What another process, and plain transformers where that is promised, made of all that was saved."""
     jobs: dict[str, Any] = {"plain": {}, "deep": {}}
     for case in CASES:
-        if case[1] != "translation":
+        if case[1] not in GENERATING:
             place = folder / "one" / name_of(case) / "model"
             kind = "plain" if straight[case]["result"]["plain"] else "deep"
             job = {"folder": str(place), "texts": texts_of(case[1])}
@@ -72,7 +72,7 @@ def test_only_declared_parameters_change(case: tuple[str, str], straight: Runs) 
     assert moved or case[0] in COMPUTED, "something was learned"
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[1] != "translation"], ids=name_of)
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] not in GENERATING], ids=name_of)
 def test_another_process_predicts_the_same(case: tuple[str, str], straight: Runs, child: dict[str, Any], folder: Path) -> None:
     ours = logits_of(load_predictor(folder / "one" / name_of(case)), texts_of(case[1]))
     assert torch.allclose(ours, torch.tensor(child[name_of(case)]["logits"]), atol=1e-5)
@@ -80,10 +80,29 @@ def test_another_process_predicts_the_same(case: tuple[str, str], straight: Runs
     assert straight[case]["result"]["metrics"]["test"], "and it was scored"
 
 
+def test_a_pipeline_finds_the_same_entities(straight: Runs, child: dict[str, Any], folder: Path) -> None:
+    cases = [case for case in CASES if case[1] == "entities" and straight[case]["result"]["plain"]]
+    assert cases
+    for case in cases:
+        predictor = load_predictor(folder / "one" / name_of(case), settings={"text": "text"})
+        ours = [
+            [{"entity_group": entity["label"], "start": entity["start"], "end": entity["end"]} for entity in row["prediction"]]
+            for row in predictor([text for (text,) in texts_of("entities")])
+        ]
+        assert ours == child[name_of(case)]["pipeline"], case
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case[1] == "translation"], ids=name_of)
 def test_a_translation_model_translates(case: tuple[str, str], straight: Runs, folder: Path) -> None:
     assert straight[case]["result"]["train"]["steps"] > 0
     assert len(load_translator(folder / "one" / name_of(case))([text for (text,) in texts_of("single")])) == 7
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] == "summarization"], ids=name_of)
+def test_a_summarization_model_predicts(case: tuple[str, str], straight: Runs, folder: Path) -> None:
+    assert straight[case]["result"]["metrics"]["test"]["rougeL"] >= 0
+    predictions = load_predictor(folder / "one" / name_of(case))([text for (text,) in texts_of("single")])
+    assert [set(row) for row in predictions] == [{"prediction"}] * 7
 
 
 @pytest.mark.parametrize("case", sorted(IMPOSSIBLE), ids=name_of)

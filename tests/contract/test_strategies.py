@@ -27,7 +27,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "multi_label": {"name": "multi_label", "label": "tags"},
     "regression": {"name": "regression", "label": "score"},
     "translation": {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300},
+    "summarization": {"name": "summarization", "summary": "other", "target_vocabulary": 300},
     "deep": {"name": "text_classification", "head": {"hidden": [16], "pooling": "mean"}},
+    "entities": {"name": "token_classification", "tokens": "text", "tags": "words"},
     "question_answering": {
         "name": "question_answering", "question": "other", "context": "text", "answers": "answer", "answer_start": "answer_start",
         "max_length": 24, "stride": 3,
@@ -49,8 +51,9 @@ STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "peft": [{}, {"type": "LN_TUNING"}],
 }
 CASES = [{"name": name, **settings} for name, many in STRATEGIES.items() for settings in many]
-NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "translation", "question_answering", "deep"))
-NOT_FOR |= dict.fromkeys(("few_shot", "features", "distill"), ("translation", "question_answering"))
+ELSEWHERE = ("translation", "summarization", "question_answering", "entities")  # they predict from no vector of a text
+NOT_FOR = dict.fromkeys(("prototypes", "zero_shot"), ("regression", "deep", *ELSEWHERE))
+NOT_FOR |= dict.fromkeys(("few_shot", "features", "distill"), ELSEWHERE)
 Declared = Callable[[str, torch.nn.Module], bool]
 
 

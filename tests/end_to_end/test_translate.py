@@ -76,7 +76,7 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         told.extend(texts)
         return list(texts)
 
-    monkeypatch.setattr("nlp_transfer.models.seq2seq.generation._translate_pieces", say)
+    monkeypatch.setattr("nlp_transfer.models.seq2seq.generation.generate_texts", say)
     return told
 
 
@@ -123,7 +123,7 @@ def test_blank_lines_alone(run: Path, echo: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", LINE_ENDS)
 def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str) -> None:
     monkeypatch.setattr(
-        "nlp_transfer.models.seq2seq.generation._translate_pieces",
+        "nlp_transfer.models.seq2seq.generation.generate_texts",
         lambda model, sides, texts, *settings: [f"{mark}a{mark}{mark}b{mark}" for _ in texts],
     )
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")

@@ -12,7 +12,7 @@ from nlp_transfer.kernels import acceleration
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.training import checkpoints
 from tests import builders
-from tests.builders import answer_in, refused, sentiment_rows, stopped_at, write
+from tests.builders import GOOD, answer_in, refused, sentiment_rows, stopped_at, write
 from tests.helpers.children.gradient_jobs import HeadThenAll
 from tests.helpers.strategies import teacher
 
@@ -55,9 +55,14 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "training": {"evaluate_every": 2, "dropout": 0.1},
     },
+    "token classification": {"task": {"name": "token_classification", "tokens": "text", "tags": "words", "max_length": 6}},
     "translation": {
         "task": {"name": "translation", "source": "text", "target": "translated", "translated_rows": 3, "beams": 2},
         "training": {"ema": 0.9, "evaluate_every": 3, "schedule": "inverse_sqrt", "dropout": 0.1},
+    },
+    "summarization": {
+        "task": {"name": "summarization", "summary": "translated", "summarized_rows": 3, "beams": 2},
+        "training": {"evaluate_every": 3, "dropout": 0.1, "best_metric": "rougeL"},
     },
 }
 
@@ -65,10 +70,13 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
-        (text, label, " ".join(text.split()[i % 4 :: -1]), "rare" if i % 5 == 0 else label, i % 5, *answer_in(text))
+        (
+            text, label, " ".join(text.split()[i % 4 :: -1]), "rare" if i % 5 == 0 else label, i % 5, *answer_in(text),
+            " ".join(f"B-{word}" if word in GOOD else "O" for word in text.split()),
+        )
         for i, (text, label) in enumerate(sentiment_rows(50))
-    ]
-    names = ("text", "label", "translated", "rare", "score", "answer", "answer_start")
+    ]  # fmt: skip
+    names = ("text", "label", "translated", "rare", "score", "answer", "answer_start", "words")
     return write(tmp_path_factory.mktemp("data") / "train.csv", rows, names)
 
 

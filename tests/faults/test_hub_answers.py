@@ -22,7 +22,7 @@ from huggingface_hub.utils import httpx
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.hub import client
 from nlp_transfer.hub.client import HubError, asking
-from nlp_transfer.hub.permissions import check_target, connect
+from nlp_transfer.hub.permissions import Target, check_target, connect
 from nlp_transfer.hub.responses import PATH, RESPONSES
 from nlp_transfer.models.verification.model_files import find_file, pin
 from nlp_transfer.utils.errors import UserError
@@ -69,7 +69,7 @@ def send() -> str:
     """Make the calls of a push with a large and a small file, a tag and a pull request, and return the commit."""
     with asking(f"pushing to {NAME}"):
         api = connect(NAME)
-        target = check_target(api, NAME, tag="v1")
+        target = check_target(api, Target(NAME, tag="v1"))
         assert target.state is not None
         files = [CommitOperationAdd("new.safetensors", b"new weights"), CommitOperationAdd("notes.txt", b"notes")]
         commit = api.create_commit(NAME, files, commit_message="message", parent_commit=target.state.head, num_threads=2)

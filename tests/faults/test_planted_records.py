@@ -23,7 +23,7 @@ from tests.builders import refused
 
 BATCH = Batch({"text": ["a", "b"]}, 1, 2)
 RECORD = {
-    "window": _digest(BATCH), "rows": 2, "columns": {"prediction": ["x", None]}, "in_pieces": 0,
+    "window": _digest(BATCH), "rows": 2, "columns": {"prediction": ["x", None]}, "long_texts": 0,
     "faults": [[1, "with an empty text", "is empty", "text"]],
 }  # fmt: skip
 HEADER = json.dumps({"model": "m", MARK: 1}) + "\n"
@@ -56,7 +56,7 @@ def find(tmp_path: Path, *lines: str, header: str = HEADER) -> tuple[ChunkPredic
 def test_a_whole_record_is_used(tmp_path: Path) -> None:
     answer, _ = find(tmp_path, json.dumps(RECORD) + "\n")
     assert answer is not None
-    assert (answer.columns, answer.in_pieces, answer.resumed) == ({"prediction": ["x", None]}, 0, True)
+    assert (answer.columns, answer.long_texts, answer.resumed) == ({"prediction": ["x", None]}, 0, True)
     assert answer.faults == {1: ("with an empty text", "is empty", "text")}
 
 
@@ -70,7 +70,7 @@ WRONG: dict[str, str] = {
         for name, value in [
             ("columns", 5), ("columns", {}), ("columns", {"prediction": "xy"}), ("columns", {"prediction": ["x"]}),
             ("columns", {"prediction": ["x", "y"], "probability": [0.5]}), ("rows", "2"), ("rows", 2.0), ("rows", True),
-            ("rows", 3), ("rows", float("inf")), ("window", 1), ("in_pieces", -1), ("faults", [[2, "a", "b", None]]),
+            ("rows", 3), ("rows", float("inf")), ("window", 1), ("long_texts", -1), ("faults", [[2, "a", "b", None]]),
             ("faults", [[1, "a", 5, None]]), ("faults", [[0]]), ("faults", {}),
         ]
     },

@@ -17,11 +17,13 @@ TASKS: dict[str, dict[str, Any]] = {
     "regression": {"name": "regression", "label": "score"},
     "entities": {"name": "token_classification", "tokens": "text", "tags": "words"},
     "translation": {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300, "beams": 1},
+    "summarization": {"name": "summarization", "summary": "other", "target_vocabulary": 300, "beams": 1},
     "question_answering": {
         "name": "question_answering", "question": "other", "context": "text", "answers": "answer", "answer_start": "answer_start",
         "max_length": 24, "stride": 3,
     },
 }  # fmt: skip
+GENERATING = ("translation", "summarization")
 LABELS = {
     "single": ["negative", "positive"],
     "pair": ["negative", "positive"],
@@ -31,7 +33,8 @@ LABELS = {
 MODIFIERS = {"layerwise_lr", "l2_sp"}
 # What a strategy cannot do, which it has to say in a UserError.
 VECTORS = ("features", "few_shot", "prototypes", "zero_shot", "distill", "self_training", "multitask")
-IMPOSSIBLE = {(name, task) for name in VECTORS for task in ("translation", "entities", "question_answering")}
+NOT_VECTORS = (*GENERATING, "entities", "question_answering")
+IMPOSSIBLE = {(name, task) for name in VECTORS for task in NOT_VECTORS}
 IMPOSSIBLE |= {(name, "regression") for name in ("prototypes", "zero_shot", "self_training")}
 CASES = [(name, task) for name in registry.names("strategy") for task in TASKS if (name, task) not in IMPOSSIBLE]
 OWN_HEAD = {"features", "few_shot"}  # where it is named the head has no dropout, whose masks differ between processes
@@ -42,17 +45,9 @@ def rows_of(count: int, seed: int = 0) -> list[tuple[object, ...]]:
     """Rows with a target of every kind."""
     pairs = sentiment_rows(count, seed)
     tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(count)]
-    return [
-        (text, pairs[-i - 1][0], label, tags[i], i % 5, words_tags(text), *answer_in(text))
-        for i, (text, label) in enumerate(pairs)
-    ]
-
-
-def words_tags(text: str) -> str:
-    """The tags of the words of a text: words of a sentiment are entities, and so is a word after one of them."""
-    kinds = ["good" if word in GOOD else "bad" if word in BAD else "" for word in text.split()]
-    tags = [f"B-{kind}" if kind else f"I-{before}" if before else "O" for kind, before in zip(kinds, ["", *kinds], strict=False)]
-    return " ".join(tags)
+    kinds = [["good" if word in GOOD else "bad" if word in BAD else "" for word in text.split()] for text, _ in pairs]
+    words = [" ".join(f"B-{kind}" if kind else "O" for kind in row) for row in kinds]
+    return [(text, pairs[-i - 1][0], label, tags[i], i % 5, words[i], *answer_in(text)) for i, (text, label) in enumerate(pairs)]
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -105,11 +100,12 @@ def document(
 ) -> dict[str, Any]:
     """A run of four steps, or of a few in each phase."""
     fixed = {"max_steps": 4, "batch_size": 16, "precision": "fp32", "learning_rate": 2e-3, "logging_steps": 1, "max_grad_norm": 0}
+    head = {"head": {"pooling": "mean", "dropout": 0}} if name in OWN_HEAD and task in LABELS else {}
     unlabelled = {"unlabelled": source["unlabelled"]} if name in ("self_training", "distill") else {}
     return {
         "model": str(checkpoint),
         "data": {"train": source["train"], "test": source["test"], "validation_share": 0} | unlabelled,
-        "task": TASKS[task] | ({"head": {"pooling": "mean", "dropout": 0}} if name in OWN_HEAD and task in LABELS else {}),
+        "task": TASKS[task] | head,
         "strategy": settings_of(name, task, checkpoint, source, shared),
         "training": fixed | training,
         "output_dir": str(output),

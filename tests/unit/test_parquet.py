@@ -68,6 +68,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
         chunk_rows = CHUNK_ROWS
         columns = ("text",)
         identity: ClassVar[dict[str, str]] = {}
+        readers: ClassVar[dict[str, Any]] = {}
 
         def __init__(self, **arguments: Any) -> None: ...
 

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,27 @@ def test_columns_of_zeros_and_ones_have_neither_type_nor_format(name: str, value
     assert [message.startswith(f"task.{name}: has no effect") for message in problems.messages] == [True]
 
 
+SUMMARY: list[dict[str, Any]] = [
+    {"prefix": "dog "}, {"beams": 1}, {"beams": 2, "length_penalty": 9.0}, {"max_new_tokens": 2}, {"text": "other"},
+    {"max_length": 8}, {"source_language": "fra_Latn"}, {"target_language": "fra_Latn"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", SUMMARY, ids=str)
+def test_what_predict_takes_for_generated_text(changed: dict[str, Any], translators: dict[str, Path], tmp_path: Path) -> None:
+    """Its effect is seen in what goes into the model and into the search, as the weights are random."""
+    folder, texts = shutil.copytree(translators["nllb"], tmp_path / "model"), [" ".join(pair[0] for pair in PAIRS[:3])]
+    saved = task_from({"name": "summarization", **NLLB}).document()
+    (folder / "nlp_transfer.json").write_text(json.dumps({"settings": saved}))
+
+    def seen(settings: dict[str, Any]) -> str:
+        task: Any = load_predictor(folder, settings=settings).task
+        sides, search = task.tokenizers, [task.beams, task.length_penalty, task.target_limit(9), task.longest_piece, task.text]
+        return str([sides.source_ids(texts, task.max_length), sides.start, sides.forced, search])
+
+    assert seen(changed) != seen({})
+
+
 NLLB = {"source_language": "eng_Latn", "target_language": "deu_Latn"}
 
 
@@ -170,7 +192,7 @@ def test_what_translate_takes_changes_what_is_computed(changed: dict[str, Any], 
     def seen(settings: dict[str, Any]) -> str:
         translator = load_translator(translators["nllb"], settings=NLLB | settings)
         task, sides = translator.task, translator.task.tokenizers
-        search = [task.beams, task.length_penalty, task._limit(9), task.longest_piece, task.source]
+        search = [task.beams, task.length_penalty, task.target_limit(9), task.longest_piece, task.source]
         return str([sides.source_ids(texts, task.max_length), sides.start, sides.forced, search])
 
     assert seen(changed) != seen({})

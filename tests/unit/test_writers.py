@@ -31,7 +31,7 @@ ALLOWED = {
     "inference/parquet_writer.py": "writes into files that `replacing` has made, and into temporary files without a name",
     "saved_models/save.py": "libraries write into a folder that `replacing_folder` has made",
     "saved_models/custom_models.py": "libraries write into a folder that `replacing_folder` has made",
-    "tasks/translation/__init__.py": "libraries write into a folder that `replacing_folder` has made",
+    "tasks/common/text_generation.py": "libraries write into a folder that `replacing_folder` has made",
     "strategies/multitask/__init__.py": "libraries write into a folder that `replacing_folder` has made",
     "strategies/common/adapter_modules.py": "libraries write into a folder that `replacing_folder` has made",
     "training/checkpoints.py": "libraries write into a folder that `replacing_folder` has made; removes checkpoints of its run",

@@ -40,7 +40,7 @@ HUB_DATA = re.compile(
 )
 Readers = Mapping[str, Callable[[Path], Iterable[Mapping[str, Any]] | None]]
 NO_READERS: Readers = {}
-MAX_SHARED = 5000  # distinct cells of a column up to which equal cells share one object
+MAX_SHARED = 5000  # in columns with at most this many distinct cells, equal cells share one object
 HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
 
 
@@ -131,7 +131,7 @@ def _model_folder(path: Path, source: str) -> Path:
     if not path.is_dir():
         raise UserError(f"model: {source} is a file; allowed: a folder with a config.json")
     try:
-        for folder in (path, path / "model"):  # a run folder holds its model in model/
+        for folder in (path, path / "model"):  # the model of a run folder is in model/
             if (folder / "config.json").is_file():
                 return folder
         names = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
@@ -274,11 +274,11 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str, reade
 
 
 def share(cells: list[Any], known: dict[str, str]) -> list[Any]:
-    """Replace equal texts by one object, to save memory in columns of labels.
+    """Replace equal texts with one object, to save memory in columns of labels.
 
     Args:
         cells: The cells.
-        known: The object of each text; extended with new texts.
+        known: Maps each text to its object; new texts are added.
     """
     return [known.setdefault(cell, cell) if type(cell) is str else cell for cell in cells]
 

@@ -1,4 +1,4 @@
-"""Read two line-aligned text files: line n of the target file is the translation of line n of the source file."""
+"""Read two line-aligned text files: line n of the target file belongs to line n of the source file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,12 +18,12 @@ SIDES = ("source", "target")
 
 
 def check_no_aligned(data: DataConfig, columns: list[str], problems: Problems) -> None:
-    """Add a problem for each line-aligned source; called for tasks other than translation."""
+    """Add a problem for each line-aligned source; called for tasks without a text as target."""
     for role in ("train", "validation", "test"):
         if isinstance(getattr(data, role), Mapping):
             problems.add(
-                f"data.{role}: found two line-aligned files, which only translation can use; allowed: a table with the "
-                f"columns {', '.join(columns)}"
+                f"data.{role}: found two line-aligned files, which only tasks that generate text can use; allowed: a table with "
+                f"the columns {', '.join(columns)}"
             )
 
 

@@ -11,7 +11,7 @@ from nlp_transfer.utils.checksums import cached_checksum, crc32_of
 from nlp_transfer.utils.errors import UserError, shorten
 
 MAX_ENTRIES = 200_000
-MAX_PATH, MAX_NAME = 1024, 255  # characters of a path, and bytes of each name in it
+MAX_PATH, MAX_NAME = 1024, 255  # maximum characters of a path, and maximum bytes of each name in it
 
 
 def safe_files(wheel: object, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -25,7 +25,7 @@ def safe_files(wheel: object, archive: zipfile.ZipFile) -> dict[str, zipfile.Zip
         UserError: There are too many entries, or an entry would be written outside the folder or overwrite another.
     """
     files: dict[str, zipfile.ZipInfo] = {}
-    by_folded: dict[str, str] = {}  # names by their case-folded form
+    by_folded: dict[str, str] = {}  # maps the case-folded form of each name to the name
     if (count := len(archive.infolist())) > MAX_ENTRIES:
         raise UserError(f"{wheel}: the wheel was refused: it has {count:,} entries; at most {MAX_ENTRIES:,} are allowed.")
     for member in archive.infolist():
@@ -103,7 +103,7 @@ def unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Pat
     """
     with archive.open(member) as source, temporary.open("wb") as file:
         try:
-            # zipfile reads at most the declared size, and then the CRC check fails for longer entries.
+            # zipfile reads at most the declared size. For a longer entry, the CRC check then fails.
             shutil.copyfileobj(source, file, 2**20)
         except OSError as error:
             if error.errno is None:  # damaged bzip2 data; disk errors have an errno

@@ -72,5 +72,5 @@ def read_class_folders(folder: Path, data: DataConfig) -> Rows:
 
 
 def _decode(content: bytes, encoding: str) -> str:
-    r"""Decode the content of a file; all line ends become `\n`."""
+    r"""Decode the content of a file; all line endings become `\n`."""
     return TextIOWrapper(BytesIO(content), encoding, errors="surrogateescape").read()

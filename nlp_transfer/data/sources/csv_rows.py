@@ -29,7 +29,7 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
     """Yield the records of a CSV or TSV file; blank lines at the end are ignored."""
     delimiter = data.delimiter or ("\t" if format_of(path) == ".tsv" else ",")
     quoting: Any = csv.QUOTE_NONE if data.quoting == "none" else csv.QUOTE_MINIMAL
-    over: list[int] = []  # lines over the length limit since the last row
+    over: list[int] = []  # numbers of the lines over the length limit since the last row
     rows = _shortened(lines, over) if data.quoting == "none" else lines  # without quoting, each line is a row
     reader = csv.reader(rows, delimiter=delimiter, quoting=quoting, strict=True)
     hint = (
@@ -49,7 +49,7 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
         header = named_columns(path, first)
         names = [name for name in header if name is not None]
         check_header(path, names, encoding)
-        blank = range(0)  # pending blank lines: ignored at the end of the file, otherwise faults
+        blank = range(0)  # pending blank lines: ignored at the end of the file, faults elsewhere
         for cells in reader:
             position += 1
             characters, lines.length = lines.length, 0
@@ -78,7 +78,7 @@ def csv_records(path: Path, data: DataConfig, encoding: str, lines: Lines, probl
 
 
 def _shortened(lines: Lines, over: list[int]) -> Iterator[str]:
-    """Yield the lines. Replaces lines over the limit by empty ones, and appends their numbers to `over`."""
+    """Yield the lines. Replaces lines over the length limit with empty ones, and appends their numbers to `over`."""
     for number, line in enumerate(lines.each()):
         if line is None:
             over.append(number)
@@ -86,7 +86,7 @@ def _shortened(lines: Lines, over: list[int]) -> Iterator[str]:
 
 
 def _checked(record: dict[str, str], characters: int, encoding: str) -> tuple[dict[str, str], int, Fault | None]:
-    """Return a row, its length, and a fault if it contains undecodable bytes, which are replaced by U+FFFD."""
+    """Return a row, its length, and a fault if it contains undecodable bytes, which are replaced with U+FFFD."""
     faults = {name: fault for name, cell in record.items() if (fault := undecoded(cell, encoding))}
     if not faults:
         return record, characters, None

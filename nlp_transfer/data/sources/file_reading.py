@@ -21,7 +21,7 @@ OTHERS = frozenset(
     ".xls .xlsx .ods .doc .docx .odt .rtf .pdf .html .htm .xml .zip .tar .7z .bz2 .xz .zst .pkl .pickle .npy .npz .arrow "
     ".feather .h5 .hdf5 .sqlite .db .dta .sav .yaml .yml .toml .ini .py .ipynb .sh .png .jpg .jpeg .bin .pt .safetensors".split()
 )  # extensions of unsupported formats: such files are not read as plain text
-MAX_ROW = 2**24  # characters of one row, or of one file of a class folder
+MAX_ROW = 2**24  # maximum characters of a row, or of a file in a class folder
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENCODING = "set data.encoding (cp1252 is common for files from Windows)"
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
@@ -30,19 +30,19 @@ UNDECODED, TOO_LONG = "with bytes that are not in the encoding", "over the size 
 
 
 def new_skipped(data: DataConfig) -> dict[int, BadRow] | None:
-    """Return an empty dict for skipped rows by position; None if bad rows are errors."""
+    """Return an empty dict that will map positions to skipped rows; None if bad rows are errors."""
     return {} if data.on_bad_rows == "skip" else None
 
 
 def format_of(path: str | Path) -> str | None:
-    """Return a supported file extension in lower case, without `.gz` (`.csv` for A.CSV.gz); None for other extensions."""
+    """Return the file extension in lower case, without `.gz` (`.csv` for A.CSV.gz); None if the format is not supported."""
     name = Path(path).name.lower()
     ending = Path(name.removesuffix(".gz")).suffix
     return ending if ending in ENDINGS and (ending != ".parquet" or not name.endswith(".gz")) else None
 
 
 def names_no_format(path: str | Path) -> bool:
-    """Return whether a file may be plain text with an unknown extension, such as `.en` or none."""
+    """Return whether a file may be plain text, since its extension is unknown (such as `.en`) or missing."""
     ending = Path(Path(path).name.lower().removesuffix(".gz")).suffix
     return format_of(path) is None and ending not in OTHERS and ending != ".parquet"
 
@@ -112,7 +112,7 @@ def check_unchanged(path: Path, before: tuple[int, ...]) -> None:
 def read_start(path: Path, size: int) -> bytes:
     """Return at most `size` bytes from the start of a file.
 
-    Does not read files of size 0: generated ones, such as /proc/kmsg, may have no end.
+    Returns no bytes for a file of size 0 without reading it: a generated file, such as /proc/kmsg, may have no end.
     """
     if path.stat().st_size == 0:
         return b""
@@ -184,7 +184,7 @@ class Lines:
 
 
 class _RegularFile(io.FileIO):
-    """A regular file, read up to its size at opening, even if it grows.
+    """A regular file. Only the bytes that it has when it is opened are read, even if it grows.
 
     Raises:
         OSError: The path is not a regular file.
@@ -202,7 +202,7 @@ class _RegularFile(io.FileIO):
         self._end = status.st_size
 
     def readinto(self, buffer: Any) -> int:
-        """Read bytes up to the size at opening."""
+        """Read bytes, but none beyond the size that the file had when it was opened."""
         return super().readinto(memoryview(buffer).cast("B")[: max(0, self._end - self.tell())]) or 0
 
 
@@ -219,14 +219,14 @@ def open_binary(path: Path) -> Any:
 def open_text(path: Path, encoding: str, newline: str | None) -> TextIO:
     """Open a text file. Undecodable bytes become lone surrogates, so that they can be reported with row and column.
 
-    In UTF-16 and UTF-32, they raise an error, since the rest of the file cannot be decoded.
+    In UTF-16 and UTF-32, undecodable bytes raise an error, since the rest of the file cannot be decoded.
     """
     errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
     return TextIOWrapper(open_binary(path), encoding=encoding, errors=errors, newline=newline)
 
 
 def choose_encoding(path: Path, data: DataConfig) -> str:
-    """Return the encoding of a file: `data.encoding`, or the first of a list that decodes the file.
+    """Return the encoding of a file: `data.encoding` or, if that is a list, the first encoding that decodes the file.
 
     Raises:
         UserError: An encoding does not exist, or no encoding in the list decodes the file.
@@ -272,7 +272,7 @@ def _normalized(name: str) -> str:
         raise UserError(
             f"data.encoding: there is no encoding {name!r}; allowed: an encoding of text, such as utf-8, cp1252, latin-1, utf-16"
         ) from None
-    return "utf-8-sig" if known == "utf-8" else known  # removes a byte order mark
+    return "utf-8-sig" if known == "utf-8" else known  # utf-8-sig removes a byte order mark
 
 
 def undecoded(text: str, encoding: str) -> str | None:

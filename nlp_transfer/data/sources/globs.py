@@ -1,4 +1,4 @@
-"""Expand glob patterns, with existing paths taken literally and without loops through symbolic links."""
+"""Expand glob patterns. Existing paths are taken literally, and symbolic links cannot cause endless loops."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ COMPARED = 10_000  # entries of a folder that are compared with an ambiguous nam
 def expand_glob(pattern: str, root: str = "", notes: list[str] | None = None) -> list[str]:
     """Return the sorted files and folders below `root` that match a pattern.
 
-    Existing names are literal: `data[2024]/*.csv` refers to the folder `data[2024]` if it exists, and to `data2` otherwise.
-    From the first name that does not exist, `*`, `?` and `[...]` match within a name, and `**` matches any depth without
-    following links to folders. Hidden names match only patterns that begin with a dot. Later names with `[...]`, as in
-    `*/data[2024]/*.csv`, are patterns only if no path contains them literally.
+    Existing names are literal: `data[2024]/*.csv` refers to the folder `data[2024]` if it exists, and otherwise to folders such
+    as `data2`. In the first name that does not exist and in all later names, `*`, `?` and `[...]` match within a name, and `**`
+    matches any depth without following links to folders. Hidden names match only patterns that begin with a dot. Later names
+    with `[...]`, as in `*/data[2024]/*.csv`, are patterns only if no path contains them literally.
 
-    Unlike this function, the standard `glob` never takes names literally, follows cyclic links with `**`, and visits any number
-    of entries.
+    The standard function `glob` is unsuitable: it never takes names literally, follows cyclic links with `**`, and visits an
+    unlimited number of entries.
 
     Args:
         pattern: The pattern.

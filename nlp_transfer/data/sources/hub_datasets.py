@@ -9,7 +9,7 @@ from nlp_transfer.data.sources.rows import BLOCK, TRANSLATION, Rows, from_column
 from nlp_transfer.data.sources.text_columns import GrowingColumn
 from nlp_transfer.utils.errors import UserError, did_you_mean, first_line
 
-FORMATS = ("arrow", "csv", "json", "parquet", "text")  # formats of `datasets` without code
+FORMATS = ("arrow", "csv", "json", "parquet", "text")  # formats that `datasets` reads without running code of the dataset
 
 
 def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[str]) -> Rows:
@@ -17,8 +17,8 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
 
     Args:
         source: The id as the user wrote it.
-        match: Its parts `id`, `revision`, `config` and `split`.
-        role: train, validation or test; also the split if the source names none.
+        match: The match with the parts `id`, `revision`, `config` and `split` of the source.
+        role: train, validation or test. Also the name of the split to read if the source does not name one.
         wanted: Names of the columns to read.
 
     Raises:
@@ -50,9 +50,9 @@ def read_hub_rows(source: str, match: "re.Match[str]", role: str, wanted: list[s
 
 
 def _load(name: str, config: str | None, split: str, revision: str | None) -> Any:
-    """Load a split from data files in its repository.
+    """Load a split from data files in the repository of the dataset.
 
-    Rejects what a dataset card may also name: local files, other addresses, and formats that can run code.
+    A dataset card may also name local files, other addresses, and formats that can run code. All of these are rejected.
     """
     import datasets
     from datasets import data_files
@@ -80,7 +80,7 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
 
 
 def column_of(data: Any, name: str, plain: Callable[[Any], Any] = lambda cell: cell) -> Sequence[Any]:
-    """Read a column of a `datasets.Dataset` in blocks, without holding all of its texts in memory.
+    """Read a column of a `datasets.Dataset` in blocks, without keeping all of its texts in memory.
 
     Args:
         data: The dataset.
@@ -98,7 +98,7 @@ def column_of(data: Any, name: str, plain: Callable[[Any], Any] = lambda cell: c
 
 
 def name_classes(columns: Mapping[str, Sequence[Any]], features: Any) -> dict[str, Sequence[Any]]:
-    """Replace ids by names in columns of type `ClassLabel` and of lists of it. The id -1 (no label) becomes None."""
+    """Replace ids with names in columns of `ClassLabel` or of lists of `ClassLabel`. The id -1 (no label) becomes None."""
     import datasets
 
     named = dict(columns)

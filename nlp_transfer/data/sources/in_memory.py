@@ -7,7 +7,7 @@ from nlp_transfer.data.sources.rows import TRANSLATION, Rows, check_columns, fro
 from nlp_transfer.utils.errors import Problems, UserError, with_type
 
 INPUTS = (
-    "a text; a list, Series or array of texts (of tuples, if the model takes several); a DataFrame; a Dataset; a dict of "
+    "a text; a list, Series or array of texts (of tuples, if the model takes several texts); a DataFrame; a Dataset; a dict of "
     "columns; a list of dicts"
 )
 
@@ -95,7 +95,7 @@ def _from_mapping(inputs: Mapping[Any, Any], wanted: list[str]) -> tuple[Rows, b
     for name, cell in cells.items():
         if isinstance(cell, (str, bytes, Mapping, set)) or not isinstance(cell, Iterable):
             problems.add(
-                f"texts, column {name!r}: found {with_type(cell)}; allowed: a list of texts of the same length as the others"
+                f"texts, column {name!r}: found {with_type(cell)}; allowed: a list of texts with as many rows as the others"
             )
     problems.raise_if_any()
     columns = {name: [plain_cell(value) for value in cell] for name, cell in cells.items()}

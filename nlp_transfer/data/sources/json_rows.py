@@ -12,7 +12,7 @@ from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import Fault, Problems, UserError, shorten
 
 MAX_COLUMNS = 4096
-MAX_DEPTH = 100  # nesting of lists and objects in a row
+MAX_DEPTH = 100  # maximum depth of nested lists and objects in a row
 CHUNK = 1 << 16  # characters read at once; doubled until a row ends
 
 Records = Iterator[tuple[int, dict[str, Any], int, Fault | None]]  # position, cells by column, characters, problem
@@ -236,7 +236,7 @@ class _JsonText:
         """Read the members of an object up to its end, or up to an array named `data`.
 
         Args:
-            known: Members before that array, to continue after it.
+            known: Members that were read before that array. If given, reading continues after the array.
 
         Returns:
             The members and their JSON text.

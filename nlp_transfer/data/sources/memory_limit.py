@@ -15,8 +15,8 @@ LOCK = threading.RLock()  # the limit applies to the process, so only one thread
 def limited_memory(growth: int) -> Iterator[None]:
     """Make allocations in the block fail after the process has grown by `growth` bytes.
 
-    The operating system enforces the limit, so the sizes declared in a file are not trusted. Has no effect on systems other than
-    Linux.
+    The operating system enforces the limit, so the sizes declared in a file need not be trusted. On systems other than Linux,
+    there is no limit.
 
     Raises:
         MemoryError: An allocation inside the block failed (`pyarrow.ArrowMemoryError` is a subclass).

@@ -12,10 +12,10 @@ from nlp_transfer.data.sources.rows import TRANSLATION
 from nlp_transfer.utils.errors import UserError, shorten
 
 AT_ONCE = 64  # rows decoded at once; few, since the sizes of dictionary cells are unknown
-LARGE_DICTIONARY = 2**20  # bytes of a dictionary from which unused values are removed; writers usually stop at this size
+LARGE_DICTIONARY = 2**20  # unused values are removed from dictionaries with more bytes; most writers create none that large
 ROW_BYTES = 4 * MAX_ROW  # maximum size of a decoded row; a character takes at most four bytes
-MEMORY = 2**30  # bytes by which the process may grow, in addition to twice the file size
-EXPANSION = 1000  # decoded bytes per byte of the file beyond `MEMORY`; the maximum of gzip
+MEMORY = 2**30  # the process may grow by this many bytes plus twice the file size
+EXPANSION = 1000  # maximum decoded bytes per byte of the file, in addition to `MEMORY`; about the highest ratio of gzip
 POINTER = 8  # minimum bytes of an element in a Python list
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ Content = tuple[dict[str, list[Any]], int, int, Any, list[str]]
 
 
 def _limited(read: Callable[Concatenate[Path, P], Iterator[T]]) -> Callable[Concatenate[Path, P], Iterator[T]]:
-    """Decorate a generator that reads the file at its first argument, with a memory limit for each item."""
+    """Decorate a generator, whose first argument is the file that it reads, to limit the memory for each item."""
 
     @wraps(read)
     def limited(path: Path, *arguments: P.args, **options: P.kwargs) -> Iterator[T]:
@@ -86,9 +86,9 @@ def parquet_batches(
         size: Maximum rows of a batch.
         max_bytes: Size after which a batch ends.
         check_header: Called with the names of all columns.
-        wanted: Columns to convert to Python values; None: all. If one is missing, a column `translation` is converted too,
-            since it may contain texts by language.
-        keep_table: Also return all columns as Arrow data, for a writer. Otherwise, other columns are not decoded.
+        wanted: Columns to convert to Python values; None: all. If one of them is missing, a column `translation` is converted
+            too, since it may contain texts by language.
+        keep_table: Also return all columns as Arrow data, for a writer. If false, only the wanted columns are decoded.
 
     Yields:
         The wanted columns, the position of the first row of the batch, its number of rows, its `pyarrow.Table` or None, and the
@@ -181,7 +181,7 @@ def _too_long(row: Any, where: str) -> str:
 
 
 def _largest(metadata: Any, row: int, columns: Collection[str]) -> str:
-    """Return a description of the row group of a row and its largest column, from the metadata, for a message."""
+    """Describe for a message, from the metadata, the row group that contains a row, and the largest column of the group."""
     if metadata is None:
         return ""
     for i in range(metadata.num_row_groups):
@@ -246,7 +246,7 @@ def _elements(array: Any) -> int:
 
 
 def map_leaves(kind: Any, change: Callable[[Any], Any]) -> Any:
-    """Return an Arrow type with `change` applied to all leaf types, and with the value types of dictionaries and extensions."""
+    """Apply `change` to the leaf types of an Arrow type. Dictionaries and extensions become the type of their values."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):

@@ -16,7 +16,7 @@ from nlp_transfer.utils.environment import expand
 def portable(source: Any) -> Any:
     """Return a source in the form for `config.yaml`.
 
-    Paths inside the working directory become relative to it. Relative folders begin with `./`; otherwise, a missing folder
+    Paths inside the working directory become relative to it. Relative folders begin with `./`: without it, a missing folder
     would be read as a hub id. Mappings and lists are converted recursively; Python objects become a description.
     """
     return map_values(_portable, source)
@@ -45,11 +45,11 @@ def _portable(source: Any) -> Any:
 
 
 def relocate(document: Document, file: Path) -> Document:
-    """Resolve the relative paths in the `config.yaml` of a run for the current working directory.
+    """Rewrite the relative paths in the `config.yaml` of a run so that they are valid in the current working directory.
 
-    Paths are relative to the working directory of the run, even if it was moved together with the run folder, provided that all
-    files exist there. If only the folder of an unfinished run was moved, `output_dir` becomes the folder of the file. Returns any
-    other document unchanged.
+    The paths are relative to the working directory of the run. If that directory was moved together with the run folder, they
+    are resolved in its new location, provided that all files exist there. If only the folder of an unfinished run was moved,
+    `output_dir` becomes the folder of the file. Returns any other document unchanged.
 
     Args:
         document: The content of the file.

@@ -28,9 +28,9 @@ class Rows:
         columns: Cells as Python values: lists, or `Texts` for long texts.
         files: Names of the files.
         file_of: Index into `files` for each row, int32 of shape (rows,).
-        position: Row number for messages, int64 of shape (rows,). Rows count from 1, including the header in CSV and TSV; 0:
-            the row is a complete file.
-        hashes: SHA-256 of each file by path.
+        position: Row number for messages, int64 of shape (rows,). Rows are counted from 1, and the header of a CSV or TSV file
+            is row 1. 0: the row is a complete file.
+        hashes: Maps the path of each file to its SHA-256.
         revision: Commit of a hub dataset.
         skipped: Rows that were skipped (`data.on_bad_rows: skip`) or filtered; `select` drops this list.
     """
@@ -71,7 +71,7 @@ class Rows:
         return replace(rows, skipped=[*self.skipped, *(bad[position] for position in sorted(bad))])
 
     def has_types(self) -> bool:
-        """Return whether the source has types; cells of CSV, TSV and text files are always text."""
+        """Return whether the source distinguishes types of cells. In CSV, TSV and text files, all cells are text."""
         return not any(format_of(name) in UNTYPED for name in self.files)
 
     def select(self, indices: np.ndarray) -> "Rows":
@@ -89,7 +89,7 @@ class Rows:
 
 
 def from_columns(columns: Mapping[str, Sequence[Any]], name: str, first: int = 1) -> Rows:
-    """Build the rows of one source, with positions from `first` on."""
+    """Build the rows of one source, with positions that start at `first`."""
     length = len(next(iter(columns.values()), []))
     return Rows(columns, [name], np.zeros(length, np.int32), np.arange(first, first + length))
 

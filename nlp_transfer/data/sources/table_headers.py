@@ -13,7 +13,7 @@ NAMES = {mark: name for name, mark in SEPARATORS.items() if name.isalpha()}
 
 
 def check_header(path: Path, header: list[str], encoding: str) -> None:
-    """Raise a UserError if the header is blank, has too many, duplicate or undecodable names."""
+    """Raise a UserError if the header is blank, or has too many names, duplicate names or names that cannot be decoded."""
     problems = Problems()
     if not header:
         problems.add(f"{path}, row 1: the line is blank; allowed: a header with the names of the columns")
@@ -54,7 +54,7 @@ def _separates(mark: str, header: str) -> bool:
 def named_columns(path: Path, header: list[str]) -> list[str | None]:
     """Return the names of the columns; None for columns that are ignored.
 
-    Columns without a name are ignored if there are several, as spreadsheet programs create at the end of rows.
+    If several columns have no name, they are ignored: spreadsheet programs create such columns at the end of rows.
     """
     unnamed = header.count("")
     if unnamed < 2:

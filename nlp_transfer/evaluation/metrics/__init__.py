@@ -1,7 +1,7 @@
-"""Compute metrics locally with scikit-learn, scipy and sacreBLEU, which are imported when a metric is computed.
+"""Compute metrics locally with scikit-learn, scipy and sacreBLEU. These are imported only when a metric is computed.
 
 `compute_label_metrics`, `compute_regression_metrics` and `compute_translation_metrics` take the predictions of a complete split.
-`load` returns an `evaluate.Metric` for use in other code; `evaluate.combine` joins several.
+`load` returns an `evaluate.Metric` for use in other code. `evaluate.combine` can combine several of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def names() -> list[str]:
-    """Return the sorted names of metrics for `load`."""
+    """Return the names that `load` accepts, sorted."""
     label_names = {key.split("_")[0] for key in LABEL_KEYS}
     return sorted([*label_names, *REGRESSION_KEYS, *TRANSLATION_KEYS])
 
@@ -42,8 +42,9 @@ def load(name: str, config_name: str | None = None) -> evaluate.Metric:
 
     Args:
         name: One of `names()`.
-        config_name: Classification: `"multilabel"` for rows of 0 and 1, None for one label per row. Translation: code of the
-            target language, None for a language with spaces between words. Regression: None.
+        config_name: For classification, `"multilabel"` if each row is a vector of 0 and 1, or None if each row has one label.
+            For translation, the code of the target language, or None for a language with spaces between words. For regression,
+            None.
 
     Raises:
         ValueError: The metric or the config is unknown; the message lists the known ones.

@@ -5,8 +5,8 @@ Labels have one of two forms:
 - single-label: label ids from 0, integers of shape `(rows,)`;
 - multi-label: 0 or 1, integers or bool of shape `(rows, num_labels)`.
 
-Averages are over the labels that occur in the references or predictions (single-label), or over all labels (multi-label). A ratio
-with a denominator of 0 counts as 0.
+Single-label averages are over the labels that occur in the references or predictions. Multi-label averages are over all labels.
+A ratio with a denominator of 0 counts as 0.
 """
 
 import math
@@ -29,9 +29,9 @@ def compute_label_metrics(
         multilabel: Whether labels have the multi-label form.
 
     Returns:
-        `accuracy` (multi-label: the fraction of rows with all labels correct); `precision`, `recall` and `f1`, each with the
-        suffixes `_micro`, `_macro` and `_weighted`; `mcc` (single-label only), the Matthews correlation coefficient, which is 0
-        if all predictions or all references are equal; and `auc`, unless it is undefined.
+        `accuracy`, which in multi-label data is the fraction of rows with all labels correct; `precision`, `recall` and `f1`,
+        each with the suffixes `_micro`, `_macro` and `_weighted`; for single-label data `mcc`, the Matthews correlation
+        coefficient, which is 0 if all predictions or all references are equal; and `auc`, unless it is undefined.
 
     Raises:
         ValueError: There are no rows, a shape or dtype is wrong, or a label id is out of range.
@@ -65,18 +65,18 @@ MULTILABEL_KEYS = tuple(key for key in LABEL_KEYS if key != "mcc")
 
 
 def roc_auc(scores: ArrayLike, references: ArrayLike, multilabel: bool = False) -> float:
-    """Compute the area under the ROC curve, one-vs-rest, as the mean over labels.
+    """Compute the area under the one-vs-rest ROC curve of each label, and return the mean over labels.
 
-    The mean is computed here, since that of `sklearn.metrics.roc_auc_score` does not allow logits or labels without rows.
+    The mean is computed here, since `sklearn.metrics.roc_auc_score` does not allow logits, or labels without rows.
 
     Args:
-        scores: Probabilities or logits, floats of shape `(rows, num_labels)`. For two single-label labels, only the scores of
-            label 1 count, and the shape may also be `(rows,)`.
+        scores: Probabilities or logits, floats of shape `(rows, num_labels)`. For single-label data with two labels, only the
+        scores of label 1 are used, and the shape can also be `(rows,)`.
         references: True labels in one of the two forms of this module.
         multilabel: Whether labels have the multi-label form.
 
     Returns:
-        The mean over labels with both positive and negative rows; NaN if there is no such label or a score is not finite.
+        The mean over the labels that have both positive and negative rows. NaN: there is no such label, or a score is not finite.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -102,7 +102,7 @@ def roc_auc(scores: ArrayLike, references: ArrayLike, multilabel: bool = False) 
 def _label_ids(name: str, values: ArrayLike) -> NDArray[np.integer]:
     array = _integers(name, values, ndim=1, shape="(rows,)")
     if array.min() < 0:
-        raise ValueError(f"{name}: label id {array.min()}; ids start at 0, drop ignored positions first")
+        raise ValueError(f"{name}: label id {array.min()}; ids start at 0; remove ignored positions first")
     return array.astype(np.int64, copy=False)
 
 

@@ -15,14 +15,15 @@ from nlp_transfer.evaluation.metrics.translation_metrics import TRANSLATION_KEYS
 
 
 class MetricAdapter(evaluate.Metric):
-    """A metric of this package as an `evaluate.Metric`; `compute` returns values by key, NaN if undefined.
+    """A metric of this package as an `evaluate.Metric`. `compute` returns values by key; an undefined value is NaN.
 
-    Inputs are `references` and `predictions` (`auc`: `prediction_scores`), as in the functions of this package.
+    The inputs are `references` and `predictions` (for `auc`, `prediction_scores`), in the forms that the functions of this
+    package use.
     """
 
     def __init__(self, name: str, config_name: str | None) -> None:
         self._name = name
-        # Instances with the same experiment id would share a cache file.
+        # Without a unique experiment id, instances would share a cache file.
         super().__init__(config_name=config_name, keep_in_memory=True, experiment_id=f"{name}-{uuid.uuid4().hex}")
         self.info.module_name = name
 
@@ -35,7 +36,7 @@ class MetricAdapter(evaluate.Metric):
         columns: Any = Sequence(label) if multilabel else label
         self._function: Any = partial(function, multilabel=multilabel)
         if name in TRANSLATION_KEYS:
-            function, columns, configs = score_translations, Value("string"), (config,)  # the config is a language
+            function, columns, configs = score_translations, Value("string"), (config,)  # the config is a language code
             self._function = partial(function, name, language=config)
         elif name in REGRESSION_KEYS:
             function, columns, configs = compute_regression_metrics, number, ("default",)

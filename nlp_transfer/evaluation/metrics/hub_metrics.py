@@ -1,4 +1,4 @@
-"""Load metrics from the Hugging Face Hub, which are third-party code."""
+"""Load metrics from the Hugging Face Hub. They are third-party code."""
 
 from __future__ import annotations
 

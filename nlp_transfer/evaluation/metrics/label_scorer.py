@@ -14,13 +14,13 @@ AVERAGED = {key for key in LABEL_KEYS if "_" in key}
 
 @dataclass(frozen=True)
 class LabelScorer(Scorer):
-    """Scores one label per row (label ids), or several (bool of shape (rows, labels)).
+    """Scores predictions of one label per row (label ids), or of any number of labels per row (bool of shape (rows, labels)).
 
     Predictions also include `scores`, probabilities of shape (rows, labels).
 
     Attributes:
         values: The labels in the type of the user's data.
-        multilabel: Whether a row has any number of labels.
+        multilabel: Whether a row can have any number of labels, instead of exactly one.
     """
 
     values: tuple[Any, ...] = ()
@@ -52,7 +52,7 @@ class LabelScorer(Scorer):
         return self._label_counts(predicted, true), partial(_average, metric=metric, all_labels=self.multilabel)
 
     def _label_counts(self, predicted: np.ndarray, true: np.ndarray) -> Any:
-        """Return a sparse 0/1 matrix of shape (rows, 3 x labels): label correctly predicted, predicted, true."""
+        """Return a sparse 0/1 matrix of shape (rows, 3 x labels): whether a label is correctly predicted, predicted, and true."""
         from scipy.sparse import csr_matrix, hstack
 
         labels = max(len(self.labels), int(predicted.max()) + 1, int(true.max()) + 1)
@@ -67,11 +67,11 @@ class LabelScorer(Scorer):
 
 
 def _average(sums: np.ndarray, metric: str, all_labels: bool) -> np.ndarray:
-    """Average like scikit-learn, with 0 for 0 / 0.
+    """Compute an average over labels as scikit-learn does, where 0 / 0 counts as 0.
 
     Args:
         sums: Sums of `_label_counts`, float64 of shape (resamples, 3 x labels).
-        all_labels: Whether to average over all labels, or over those that occur.
+        all_labels: Whether to average over all labels. False: only over the labels that occur.
 
     Returns:
         float64 of shape (resamples,).

@@ -18,9 +18,10 @@ def compute_regression_metrics(predictions: ArrayLike, references: ArrayLike) ->
         references: Numbers of shape `(rows,)`.
 
     Returns:
-        `r2`, the coefficient of determination (at most 1; 0: as good as predicting the mean); `pearson` and `spearman`, the
-        correlations of values and of ranks (-1 to 1); and the errors `mae`, `rmse` and `mse`. Undefined metrics are omitted:
-        correlations with a constant, `r2` of constant references, and all metrics if an input is not finite.
+        `r2`, the coefficient of determination, which is at most 1, and 0 for predictions as good as the mean of the references;
+        `pearson` and `spearman`, the correlations of values and of ranks, from -1 to 1; and the errors `mae`, `rmse` and `mse`.
+        Undefined metrics are omitted. These are correlations with a constant, `r2` if the references are constant, and all
+        metrics if an input is not finite.
 
     Raises:
         ValueError: There are no rows, or a shape is wrong.
@@ -45,7 +46,7 @@ def compute_regression_metrics(predictions: ArrayLike, references: ArrayLike) ->
         metrics["r2"] = r2_score(true, predicted)
         if predicted.min() < predicted.max():
             with warnings.catch_warnings():
-                # These warn that the correlation of nearly constant values is inaccurate.
+                # Both functions warn that the correlation of nearly constant values is inaccurate.
                 warnings.simplefilter("ignore", ConstantInputWarning)
                 warnings.simplefilter("ignore", NearConstantInputWarning)
                 metrics["pearson"] = pearsonr(true, predicted).statistic

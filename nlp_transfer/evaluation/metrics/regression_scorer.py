@@ -24,7 +24,7 @@ class RegressionScorer(Scorer):
             return None
         predicted, true = predictions["prediction"], references[self.reference]
         ones, error = np.ones(len(predicted)), predicted.astype(float) - true
-        center = float(true.mean())  # centered, so that sums of squares keep their precision
+        center = float(true.mean())  # without centering, sums of squares would lose precision
         x, y = predicted.astype(float) - center, true.astype(float) - center
         columns, function = {
             "mse": ((error**2, ones), mean),

@@ -13,10 +13,11 @@ from nlp_transfer.evaluation.metrics.translation_metrics import TRANSLATION_KEYS
 from nlp_transfer.utils.errors import did_you_mean
 
 Arrays = dict[str, np.ndarray]
-"""Columns of predictions or targets, by name: arrays whose first dimension is rows."""
+"""Columns of predictions or targets by name. The first dimension of each array is rows."""
 
 Sums = tuple[Any, Callable[[np.ndarray], np.ndarray]]
-"""A matrix of shape (rows, statistics), dense or sparse, and a function from sums (resamples, statistics) to (resamples,)."""
+"""A dense or sparse matrix of shape (rows, statistics), and a function that computes a metric from sums of these rows. It maps
+sums of shape (resamples, statistics) to values of shape (resamples,)."""
 
 KNOWN_KEYS = (
     *LABEL_KEYS, *REGRESSION_KEYS, *TRANSLATION_KEYS,
@@ -53,13 +54,13 @@ def check_known(kind: str, name: str, known: Any) -> None:
 class Scorer(ABC):
     """Scores the predictions of a task.
 
-    Predictions and references are columns of a complete split. Predictions include `prediction`, and references the column
-    `reference`, in the same form.
+    Predictions and references are columns of a complete split. Predictions include the column `prediction`. References include
+    the column named by the attribute `reference`, in the same form.
 
     Attributes:
         best_metric: The metric by which finished models are compared, unless `training.best_metric` names another one.
         labels: Names of the labels, in the order of the model's outputs. Empty for tasks without labels.
-        reference: Column of the references.
+        reference: Name of the column that contains the references.
     """
 
     best_metric: str
@@ -80,12 +81,12 @@ class Scorer(ABC):
         return references
 
     def typed(self, values: np.ndarray) -> list[Any]:
-        """Convert predictions or references to typed labels, numbers or texts, as in the user's data."""
+        """Convert predictions or references to labels, numbers or texts of the type in the data of the user."""
         typed: list[Any] = values.tolist()
         return typed
 
     def reference_column(self, references: np.ndarray | None) -> dict[str, list[Any]]:
-        """Return the references as a column `reference`; no column for None."""
+        """Return the references as a column `reference`. If they are None, return no column."""
         return {} if references is None else {"reference": self.typed(references)}
 
     def compare_by(self, best_metric: str | None) -> str:
@@ -96,7 +97,7 @@ class Scorer(ABC):
         return self.best_metric if best_metric in (None, "loss") else str(best_metric)
 
     def higher_is_better(self, metric: str) -> bool:
-        """Return whether higher values of a metric are better. Override it for metrics that the toolkit does not know."""
+        """Return whether higher values of a metric are better. Override this for metrics that the toolkit does not know."""
         return higher_is_better(metric)
 
     def bounds(self, metric: str) -> tuple[float, float]:
@@ -104,21 +105,22 @@ class Scorer(ABC):
         return BOUNDS.get(metric, (-np.inf, np.inf))
 
     def sums(self, metric: str, predictions: Arrays, references: Arrays) -> Sums | None:
-        """Return statistics of each row, and the function that computes a metric from their sums.
+        """Return statistics of each row, and a function that computes a metric from sums of these over rows.
 
-        They make bootstrap resampling cheap.
+        Bootstrap resampling is then cheap.
 
         Returns:
-            None: The metric is not a function of sums; `compute` scores each resample instead.
+            The statistics and the function. None: the metric is not a function of such sums, so `compute` must score each
+            resample.
         """
         return None
 
     def draft(self, rows: int) -> tuple[np.ndarray | None, dict[str, float]]:
-        """Return which rows to predict during training, if predictions are expensive.
+        """Return which rows to predict in evaluations during training. Override this if predictions are expensive.
 
         Returns:
-            bool of shape (rows,), None for all rows; and the settings, all numeric, that make these predictions cheaper than
-            final ones. They are logged with the validation metrics.
+            The rows to predict, bool of shape (rows,), or None for all rows; and the numeric settings that make these
+            predictions cheaper than final ones. The settings are logged with the validation metrics.
         """
         return None, {}
 
@@ -127,10 +129,10 @@ class Scorer(ABC):
         return []
 
     def signatures(self) -> dict[str, str]:
-        """Return the signature of each metric that has several conventions, such as BLEU. Saved in `result.json`."""
+        """Return the signatures of metrics with several conventions, such as BLEU. They are saved in `result.json`."""
         return {}
 
 
 def mean(sums: np.ndarray) -> np.ndarray:
-    """Compute means from the sums of values and the numbers of rows, of shape (resamples, 2)."""
+    """Compute means from an array of shape (resamples, 2) with the sum of the values and the number of values."""
     return np.asarray(sums[:, 0] / sums[:, 1])

@@ -2,12 +2,13 @@
 
 Values are from 0 to 100, except that `ter` can exceed 100. For `ter`, lower is better.
 
-- `bleu`: precision of word 1- to 4-grams with a brevity penalty; 0 if no text has four words. Only scores with the same signature
-  are comparable (Post 2018, "A Call for Clarity in Reporting BLEU Scores", 1804.08771).
+- `bleu`: precision of word 1- to 4-grams with a brevity penalty. It is 0 if no text has four words. Only scores with the same
+  signature are comparable (Post 2018, "A Call for Clarity in Reporting BLEU Scores", 1804.08771).
 - `chrf`: chrF++, an F-score of character 1- to 6-grams and word 1- and 2-grams (Popović 2017, "chrF++: words helping character
   n-grams").
-- `ter`: translation edit rate, the edits (including block shifts) per word of the reference (Snover et al. 2006). Each Chinese
-  character is a word. Other scripts are split at spaces, so the metric is not meaningful for Thai, for example.
+- `ter`: translation edit rate, the number of edits (including block shifts) per word of the reference (Snover et al. 2006).
+    Each Chinese character counts as a word. Other scripts are split at spaces, so the metric is not meaningful for Thai, for
+    example.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from nlp_transfer.evaluation.metrics.bootstrap import RESAMPLES, SEED, bootstrap_bounds
+
 TRANSLATION_KEYS = ("bleu", "chrf", "ter")
-RESAMPLES = 1000
-SEED = 12345  # sacreBLEU's default
 # sacreBLEU has a tokenizer for Chinese. Characters are the tokens in Japanese and Korean, for which sacreBLEU needs additional
 # packages, and in other scripts without spaces between words.
 TOKENIZERS = dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh") | dict.fromkeys(
@@ -33,8 +34,8 @@ def compute_translation_metrics(
     Args:
         predictions: Translations, detokenized and cased.
         references: One reference for each prediction.
-        language: Code of the target language, for tokenization; None: split at spaces and punctuation.
-        brief: Compute only `bleu` and `chrf`, without intervals, for evaluation during training.
+        language: Code of the target language, for tokenization. None: split at spaces and punctuation.
+        brief: Compute only `bleu` and `chrf`, and no intervals. Used for evaluation during training.
 
     Returns:
         `bleu`, `chrf` and `ter`, each with its 95 % bootstrap interval (`bleu_low`, `bleu_high`, ...).
@@ -51,10 +52,7 @@ def compute_translation_metrics(
 def score_translations(
     key: str, predictions: Sequence[str], references: Sequence[str], language: str | None = None, resamples: int = 0
 ) -> dict[str, float]:
-    """Compute `bleu`, `chrf` or `ter`, and with `resamples` its 95 % bootstrap interval, `KEY_low` and `KEY_high`.
-
-    The interval is from the 2.5 % to the 97.5 % quantile of the scores of resampled rows (Koehn 2004, "Statistical Significance
-    Tests for Machine Translation"). Resamples and quantiles are the same as in sacreBLEU.
+    """Compute `bleu`, `chrf` or `ter`. With `resamples`, also compute its 95 % bootstrap interval, `KEY_low` and `KEY_high`.
 
     Raises:
         ValueError: There are no texts, or the numbers of predictions and references differ.
@@ -64,16 +62,11 @@ def score_translations(
         raise ValueError(f"predictions: {rows}, references: {len(references)}; expected the same number, at least one")
     statistics, score = translation_statistics(key, predictions, references, language)
     metrics = {key: float(score(statistics.sum(0, keepdims=True))[0])}
-    if resamples:
-        generator = np.random.default_rng(SEED)
-        counts = (np.bincount(generator.choice(rows, size=rows), minlength=rows) for _ in range(resamples))
-        scores = np.sort(score(np.stack([count @ statistics for count in counts])))
-        metrics |= {f"{key}_low": float(scores[resamples // 40]), f"{key}_high": float(scores[-1 - resamples // 40])}
-    return metrics
+    return metrics | (bootstrap_bounds(key, statistics, score, resamples) if resamples else {})
 
 
 def translation_signatures(language: str | None = None) -> dict[str, str]:
-    """Return the sacreBLEU signatures of the results of `compute_translation_metrics`, by key."""
+    """Return the sacreBLEU signature of each metric that `compute_translation_metrics` returns, by key."""
     signatures = {}
     for key in TRANSLATION_KEYS:
         scorer = _scorer(key, language)
@@ -101,14 +94,15 @@ def _scorer(key: str, language: str | None) -> Any:
 def translation_statistics(
     key: str, predictions: Sequence[str], references: Sequence[str], language: str | None = None
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Return the statistics of each row for `bleu`, `chrf` or `ter`, and the function of their sums.
+    """Return the statistics of each row for `bleu`, `chrf` or `ter`, and the function that computes the metric from their sums.
 
     Returns:
-        float64 of shape (rows, statistics), and a function from sums (resamples, statistics) to scores (resamples,).
+        float64 of shape (rows, statistics), and a function from sums of shape (resamples, statistics) to scores of shape
+        (resamples,).
     """
     scorer = _scorer(key, language)
-    # The only use of private functions of sacreBLEU. `corpus_score` returns no statistics, and with `n_bootstrap`, it needs
-    # gigabytes for ten thousand rows and returns only the width of the interval.
+    # This is the only use of private functions of sacreBLEU. `corpus_score` returns no statistics. With `n_bootstrap`, it needs
+    # gigabytes of memory for ten thousand rows, and returns only the width of the interval.
     statistics = scorer._extract_corpus_statistics(list(predictions), [list(references)])
     return (
         np.asarray(statistics, np.float64),

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from nlp_transfer.data.parallel_texts import draw_rows
-from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer, Sums, mean
+from nlp_transfer.evaluation.metrics.generation_scorer import GenerationScorer
+from nlp_transfer.evaluation.metrics.scorer import Arrays, Sums
 from nlp_transfer.evaluation.metrics.translation_metrics import (
     TRANSLATION_KEYS,
     compute_translation_metrics,
@@ -14,69 +12,39 @@ from nlp_transfer.evaluation.metrics.translation_metrics import (
     translation_statistics,
 )
 
-EXAMPLES = 3
-
 
 @dataclass(frozen=True)
-class TranslationScorer(Scorer):
-    """Scores translations with sacreBLEU, and predicted tokens.
+class TranslationScorer(GenerationScorer):
+    """Scores translations with sacreBLEU.
 
-    Predictions also include `pieces`, the number of pieces in which each source was translated, and the number of target tokens
-    that were predicted correctly (`right`) and of all target tokens (`of`). References also include `sources`.
+    Predictions also include `pieces`, the number of pieces in which each source was translated.
 
     Attributes:
-        language: The target language.
-        draft_rows: Maximum number of rows to translate during training.
-        max_length, longest_piece: Limits in tokens, for notes: of texts whose loss is computed, and of pieces of sources.
+        longest_piece: Maximum tokens of a piece of a source, for notes.
     """
 
-    language: str | None = None
-    draft_rows: int = 0
-    max_length: int | None = None
     longest_piece: int | None = None
-    reference: ClassVar[str] = "references"
+    main: ClassVar[str] = "bleu"
+    draft_setting: ClassVar[str] = "translated_rows"
+    names: ClassVar[tuple[str, str, str]] = ("source", "translation", "reference")
 
-    def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
-        """Return `token_accuracy` on truncated texts, and `compute_translation_metrics` on the translated rows."""
-        metrics = {"token_accuracy": float(predictions["right"].sum() / predictions["of"].sum())}
-        translated = np.array([text is not None for text in predictions["prediction"]])
-        if translated.any():
-            columns = (predictions["prediction"], references[self.reference])
-            texts, expected = (column[translated].tolist() for column in columns)
-            metrics |= compute_translation_metrics(texts, expected, self.language, brief=not translated.all())
-        return metrics
+    def compute_texts(self, predictions: list[str], references: list[str], brief: bool) -> dict[str, float]:
+        return compute_translation_metrics(predictions, references, self.language, brief)
 
-    def compare_by(self, best_metric: str | None) -> str:
-        """Return `best_metric` if it measures translations, otherwise `bleu`."""
-        return "bleu" if best_metric in (None, "loss", "token_accuracy") else str(best_metric)
-
-    def sums(self, metric: str, predictions: Arrays, references: Arrays) -> Sums | None:
-        if metric == "token_accuracy":
-            return np.stack([predictions["right"], predictions["of"]], 1).astype(float), mean
+    def text_sums(self, metric: str, predictions: list[str], references: list[str]) -> Sums | None:
         if metric not in TRANSLATION_KEYS:
             return None
-        texts, expected = predictions["prediction"].tolist(), references[self.reference].tolist()
-        return translation_statistics(metric, texts, expected, self.language)
+        return translation_statistics(metric, predictions, references, self.language)
 
-    def draft(self, rows: int) -> tuple[np.ndarray | None, dict[str, float]]:
-        chosen = np.zeros(rows, bool)
-        chosen[draw_rows(rows, self.draft_rows)] = True
-        return chosen, {"translated_rows": min(rows, self.draft_rows), "beams": 1} if self.draft_rows else {}
-
-    def examples(self, predictions: Arrays, references: Arrays) -> list[str]:
-        """Return a few translations with sources and references, and the number of texts translated in pieces."""
-        lines = []
-        if long := int((predictions["pieces"] > 1).sum()):
-            lines.append(
-                f"{long} of {len(predictions['pieces'])} sources have more than {self.longest_piece} tokens and were translated "
-                f"in pieces; loss and token_accuracy are computed on the first {self.max_length} tokens of each text"
-            )
-        columns = {"source": references["sources"], "translation": predictions["prediction"]}
-        columns["reference"] = references[self.reference]
-        for row in np.linspace(0, len(columns["reference"]) - 1, EXAMPLES).astype(np.int64):
-            lines += [f"{name + ':':<12} {texts[row]}" for name, texts in columns.items()]
-            lines[-1] += "\n"
-        return lines
+    def notes(self, predictions: Arrays, references: Arrays) -> list[str]:
+        """Return the number of texts translated in pieces."""
+        pieces = predictions["pieces"]
+        if not (long := int((pieces > 1).sum())):
+            return []
+        return [
+            f"{long} of {len(pieces)} sources have more than {self.longest_piece} tokens and were translated in pieces; loss and "
+            f"token_accuracy are computed on the first {self.max_length} tokens of each text"
+        ]
 
     def signatures(self) -> dict[str, str]:
         return translation_signatures(self.language)

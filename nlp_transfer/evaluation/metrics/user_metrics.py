@@ -1,4 +1,4 @@
-"""Metrics that users pass in Python: functions, and metric objects such as those of `evaluate`."""
+"""Metrics that users pass in Python: functions, or metric objects such as those of `evaluate`."""
 
 import inspect
 import math
@@ -11,21 +11,21 @@ from typing import Any
 from nlp_transfer.utils.distributed import same_random_state
 from nlp_transfer.utils.errors import UserError, did_you_mean
 
-RESERVED = ("loss", "mean", "step", "epoch", "rows")  # other fields of the log
+RESERVED = ("loss", "mean", "step", "epoch", "rows")  # names of other fields in the log
 
 Trials = list[tuple[dict[str, str], bool]]
-"""For each metric: the displayed names of its keys, and whether it takes label ids."""
+"""For each metric, the displayed names of its keys, and whether it takes label ids."""
 
 
 class UserMetrics:
     """The metrics of `fine_tune(metrics=[...])`.
 
-    Metrics are functions `f(predictions, references) -> {name: value}` or objects with `compute(predictions=, references=)`. They
-    get lists with an item for each row of a split: labels as in the user's data (multi-label: a list of labels), numbers as
-    floats, translations as texts. Objects that do not accept labels as texts get label ids.
+    Metrics are functions `f(predictions, references) -> {name: value}` or objects with `compute(predictions=, references=)`.
+    They get lists with one item for each row of a split. The items are labels as in the data of the user (for multi-label
+    tasks, lists of labels), floats, or translated texts. Objects that do not accept labels as text get label ids.
 
     Attributes:
-        trials: The results of `try_out`, which the main process sends to other processes.
+        trials: The results of `try_out`. The main process sends them to the other processes.
     """
 
     def __init__(self, metrics: Sequence[Any]) -> None:
@@ -45,11 +45,11 @@ class UserMetrics:
 
     @property
     def names(self) -> list[str]:
-        """Displayed names of all values; empty before `try_out`."""
+        """Displayed names of all values of the metrics. Empty before `try_out`."""
         return [name for names, _ in self.trials for name in names.values()]
 
     def higher_is_better(self, name: str) -> bool:
-        """Return whether higher values are better, from the attribute `higher_is_better` of the metric; True without it."""
+        """Return whether higher values are better: the attribute `higher_is_better` of the metric, or True if it has none."""
         metric = next(m for m, (names, _) in zip(self._metrics, self.trials, strict=True) if name in names.values())
         higher = getattr(metric, "higher_is_better", True)
         return bool(higher.get(name, True) if isinstance(higher, Mapping) else higher)
@@ -61,13 +61,13 @@ class UserMetrics:
         """Call each metric on a few rows, and record the names of its values in `trials`.
 
         Args:
-            values: References as in the user's data.
+            values: References as in the data of the user.
             ids: The same references as label ids, numbers or texts.
-            taken: Names of other metrics.
+            taken: Names of other metrics, which must not be repeated.
             perfect: Predictions that agree with the references, in both forms. None: the references.
 
         Raises:
-            UserError: A metric raises an error, or returns something other than numbers with new names.
+            UserError: A metric raises an error, or returns something other than numbers, or uses a name that is taken.
         """
         self.trials = []
         predictions = (values, ids) if perfect is None else perfect
@@ -104,11 +104,11 @@ class UserMetrics:
         """Return the finite values of all metrics for a split.
 
         Args:
-            values: Predictions and references as in the user's data.
+            values: Predictions and references as in the data of the user.
             ids: The same as label ids, numbers or texts.
 
         Raises:
-            UserError: A metric raises an error, or returns other names than in `try_out`.
+            UserError: A metric raises an error, or returns different names than in `try_out`.
         """
         metrics: dict[str, float] = {}
         for metric, (names, with_ids) in zip(self._metrics, self.trials, strict=True):
@@ -119,7 +119,7 @@ class UserMetrics:
 
 
 def _accepts(metric: Any, predictions: list[Any], references: list[Any]) -> bool:
-    """Return whether a metric object accepts labels as in the user's data."""
+    """Return whether a metric object accepts labels as in the data of the user."""
     try:
         _call(metric, predictions, references)
     except UserError:
@@ -128,7 +128,7 @@ def _accepts(metric: Any, predictions: list[Any], references: list[Any]) -> bool
 
 
 def _call(metric: Any, predictions: list[Any], references: list[Any]) -> dict[str, float]:
-    """Call a metric with copies of the lists, without effect on random states, and check its result."""
+    """Call a metric with copies of the lists, restore the random states, and check the result."""
     inputs = deepcopy({"predictions": predictions, "references": references})
     try:
         with same_random_state():
@@ -154,7 +154,7 @@ def _call(metric: Any, predictions: list[Any], references: list[Any]) -> dict[st
 
 
 def _check_names(metric: Any, names: Mapping[str, str], result: Mapping[str, float]) -> None:
-    """Raise a UserError if a metric returns other names than in its first call."""
+    """Raise a UserError if a metric returns different names than in its first call."""
     if result.keys() != names.keys():
         raise UserError(
             f"metrics: {_describe(metric)} returned {', '.join(names)} before training and {', '.join(result)} now; allowed: the "
@@ -170,7 +170,7 @@ def _describe(metric: Any) -> str:
 
 
 def _line(metric: Any, error: Exception) -> str:
-    """Return the last line of the traceback that is in the file of the metric."""
+    """Return the number of the last traceback line that is in the file of the metric, as text."""
     code = getattr(metric, "__code__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename]
     return f" (line {lines[-1]})" if lines else ""

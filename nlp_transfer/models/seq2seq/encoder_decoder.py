@@ -1,4 +1,4 @@
-"""Encoder-decoder models from BERT-family checkpoints.
+"""Build encoder-decoders from BERT-family checkpoints, and load pretrained encoder-decoders.
 
 Rothe et al. 2020, "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks", 1907.12461: most of the gain comes from a
 pretrained encoder, a little from a warm-started decoder. Kasai et al. 2021, 2006.10369: a deep encoder with a shallow decoder is
@@ -33,7 +33,7 @@ from nlp_transfer.models.seq2seq.target_tokenizers import end_token, start_token
 from nlp_transfer.utils.errors import UserError, prefixed
 
 DECODERS = "a BERT, RoBERTa, XLM-RoBERTa or ELECTRA checkpoint, `encoder` or `new`"
-# Names of layer weights in some families, and the corresponding names in the decoder, which is a BERT.
+# Parts of weight names in some families, and the corresponding parts in the decoder, which is a BERT model.
 BERT_NAMES = (
     ("transformer.layer.", "encoder.layer."), (".attention.q_lin.", ".attention.self.query."),
     (".attention.k_lin.", ".attention.self.key."), (".attention.v_lin.", ".attention.self.value."),
@@ -66,11 +66,11 @@ def build_encoder_decoder(
 
     Args:
         decoder: `encoder` (copy the encoder's weights where names and shapes agree), `new`, or the name of a model.
-        decoder_layers: number of decoder layers; None: half of the encoder's, or all of a named model's.
+        decoder_layers: number of decoder layers. None means half as many as the encoder has, or all layers of a named model.
         target: the target tokenizer.
         same_vocabulary: whether `target` is the encoder's tokenizer, so that the decoder can use the encoder's embeddings.
-        warm_start: False: the same architecture with randomly initialized weights.
-        hidden_dropout, attention_dropout: rates; None: the checkpoint's.
+        warm_start: if False, the model has the same architecture, but randomly initialized weights.
+        hidden_dropout, attention_dropout: dropout rates; None keeps the checkpoint's rates.
 
     Raises:
         UserError: the decoder has no cross-attention, or cannot be loaded.
@@ -108,8 +108,8 @@ def load_encoder_decoder(
     """Load a pretrained encoder-decoder (Marian, T5, mBART, M2M100 ..., or one created by this toolkit).
 
     Args:
-        warm_start: False: the same architecture with randomly initialized weights.
-        hidden_dropout, attention_dropout: rates; None: the checkpoint's.
+        warm_start: if False, the model has the same architecture, but randomly initialized weights.
+        hidden_dropout, attention_dropout: dropout rates; None keeps the checkpoint's rates.
 
     Raises:
         UserError: the checkpoint is not an encoder-decoder, or weights are missing.
@@ -136,7 +136,7 @@ def load_encoder_decoder(
 
 
 def _new_decoder(encoder: Any, positions: int, layers: int | None, target: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Create a BERT decoder of the encoder's width; by default with half as many layers."""
+    """Create a BERT decoder with the width of the encoder, and by default half as many layers."""
     config = encoder.config
     fields = {
         name: getattr(config, alias)
@@ -163,7 +163,7 @@ def _load_decoder(
     attention_dropout: float | None,
     warm_start: bool,
 ) -> PreTrainedModel:
-    """Load a checkpoint as a decoder: its lowest `layers` layers, and its embeddings if the vocabulary size of `target` fits."""
+    """Load the lowest `layers` layers of a checkpoint as a decoder. Its embeddings are used only if the vocabulary size fits."""
     checkpoint = open_decoder(source)
     changes: dict[str, Any] = {"is_decoder": True, "add_cross_attention": True, "vocab_size": vocabulary_size(target)}
     changes |= {"num_hidden_layers": layers} if layers else {}
@@ -216,11 +216,11 @@ def max_target_length(decoder: str, requested: int | None, limit: int) -> int:
 def choose_target_tokenizer(
     name: str, setting: str, source: PreTrainedTokenizerBase, texts: list[str], vocabulary: int | None
 ) -> PreTrainedTokenizerBase:
-    """Return the target tokenizer: a new one trained on `texts`, the source tokenizer, or that of a model.
+    """Return the target tokenizer: a new one trained on `texts`, the source tokenizer, or the tokenizer of another model.
 
     Args:
         name: `train`, `source` or the name of a model.
-        setting: the task setting with this name, for messages.
+        setting: the task setting that contains `name`, for messages.
     """
     if name == "train":
         return train_tokenizer(texts, vocabulary)
@@ -235,7 +235,7 @@ def choose_target_tokenizer(
 def copy_layers(encoder: PreTrainedModel, decoder: PreTrainedModel, same_vocabulary: bool) -> frozenset[str]:
     """Copy the encoder's weights into the decoder where names and shapes agree.
 
-    A shallower decoder gets evenly spaced layers. Cross-attention is initialized with the self-attention of the same layer.
+    A shallower decoder gets evenly spaced layers. Cross-attention gets the self-attention weights of the same layer.
 
     Returns:
         The names of the decoder's parameters that were copied.
@@ -279,8 +279,8 @@ def set_special_tokens(model: Any, start: int, end: int, pad: int, forced: int |
     """Set the special tokens in the configuration and in the generation settings.
 
     Args:
-        start, end, pad: ids of the decoder's start token, the end of a target, and padding.
-        forced: id that follows `start` in every target (the language token of multilingual models); None: none.
+        start, end, pad: ids of the decoder's start token, the end token and the padding token.
+        forced: id that follows `start` in every target, such as the language token of a multilingual model, or None.
     """
     for settings in (model.config, model.generation_config):
         settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id = start, end, pad

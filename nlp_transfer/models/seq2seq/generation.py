@@ -1,6 +1,9 @@
-"""Generate translations with greedy or beam search; each row has its own length limit, so no row depends on its batch.
+"""Generate texts with greedy or beam search.
 
-`translate` handles texts of any length. Predictions for users and the evaluation of a model both use it.
+Each row has a separate length limit, so its text does not depend on the other rows of the batch.
+
+`translate` handles texts of any length, and `generate_texts` truncates them. Predictions for users and the evaluation of a model
+use the same function.
 """
 
 import copy
@@ -22,7 +25,7 @@ from nlp_transfer.utils.errors import UserError, shorten
 
 ROWS = 64  # default batch size
 MAX_BATCH_TOKENS = 1 << 14  # approximate limit of source tokens times beams in a batch
-TOKENIZED_CHARACTERS = 1 << 18  # maximum characters in one call of the tokenizer; each text adds a thousandth of this
+TOKENIZED_CHARACTERS = 1 << 18  # maximum characters in one call of the tokenizer; each text counts 262 extra
 
 # Neutral values of sampling settings. `generate` would replace None with the model's values.
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(
@@ -46,14 +49,14 @@ STATELESS_PROCESSORS = (
 
 
 class LengthLimit(LogitsProcessor):
-    """Logits processor that ends each row at its own maximum length.
+    """Logits processor that ends each row at a separate maximum length.
 
-    `generate` has one limit for the batch, so without this a row that does not generate an end token would become longer in a
-    batch with longer rows.
+    `generate` has a single limit for the batch. Without this processor, a row that does not generate an end token would become
+    longer in a batch with longer rows.
 
     Args:
         limits: int64 of shape (rows,).
-        beams: beams of each row.
+        beams: number of beams in each row.
         end: id of the end token.
     """
 
@@ -70,15 +73,15 @@ class LengthLimit(LogitsProcessor):
         return torch.where(at_limit[:, None], only_end, scores)
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Drop the limits of all but these rows x beams (int64)."""
+        """Keep only the limits of these rows x beams (int64 indices)."""
         self.limits = self.limits[rows]
 
 
 def configure_search(settings: Any, beams: int, length_penalty: float) -> None:
     """Configure generation settings for greedy search (one beam) or beam search.
 
-    Settings for sampling are reset, and with one beam those of beam search: transformers does not save contradictory settings.
-    `early_stopping: never` is reset as well, since it depends on the longest limit of a batch.
+    Sampling settings are reset. With one beam, beam search settings are reset as well, because transformers does not save
+    contradictory settings. `early_stopping: never` is also reset, since it depends on the longest limit in a batch.
     """
     settings.num_beams, settings.do_sample = beams, False
     settings.length_penalty = length_penalty if beams > 1 else 1.0
@@ -99,14 +102,14 @@ def generate(
     """Generate target ids.
 
     Args:
-        tokenizers: the tokenizers; their target language may differ from the one in the saved model.
+        tokenizers: the source and target tokenizers. Their target language may differ from the one in the saved model.
         input_ids, attention_mask: int64 of shape (rows, tokens).
         limits: maximum length of each target including its end token, int64 of shape (rows,).
         beams: 1 means greedy search.
         length_penalty: beam search divides scores by length ** length_penalty.
 
     Returns:
-        int64 of shape (rows, longest), with the start token, filled with padding or end tokens.
+        Target ids, int64 of shape (rows, longest), including the start token. Shorter rows are filled with padding or end tokens.
     """
     settings = copy.deepcopy(model.generation_config)
     configure_search(settings, beams, length_penalty)
@@ -146,9 +149,9 @@ def translate(
     spacing of the target language. The translation of an empty text is empty.
 
     Args:
-        texts: without white space at their ends.
+        texts: texts without leading or trailing white space.
         longest: maximum source tokens of a piece, including special tokens.
-        limit: a function from the source tokens of a piece to the maximum tokens of its translation.
+        limit: a function that takes the number of source tokens in a piece, and returns the maximum number of target tokens.
         beams, length_penalty: as for `generate`.
         rows: maximum pieces in a batch; batches of long pieces are smaller.
 
@@ -164,16 +167,24 @@ def translate(
         for text, tokens in zip(texts, lengths(texts), strict=True)
     ]
     flat = [piece for pieces in split for piece, _ in pieces]
-    translations = iter(_translate_pieces(model, tokenizers, flat, longest, limit, beams, length_penalty, rows))
+    translations = iter(generate_texts(model, tokenizers, flat, longest, limit, beams, length_penalty, rows))
     joined = [join_pieces(pieces, [next(translations) for _ in pieces]) if pieces else "" for pieces in split]
     return joined, np.array([len(pieces) for pieces in split], np.int64)
 
 
-def _translate_pieces(
+def generate_texts(
     model: Any, tokenizers: TokenizerPair, texts: list[str], longest: int, limit: Callable[[int], int], beams: int,
     length_penalty: float, rows: int,
 ) -> list[str]:  # fmt: skip
-    """Translate texts of at most `longest` tokens, in batches of similar length."""
+    """Generate the targets of texts, in batches of similar length.
+
+    Args:
+        longest: maximum source tokens; longer texts are truncated.
+        limit, beams, length_penalty, rows: as for `translate`.
+
+    Raises:
+        UserError: the model's scores are NaN or infinite.
+    """
     translations = [""] * len(texts)
     ids = Ragged.from_lists(
         tokens for start, end in _chunks(texts) for tokens in tokenizers.source_ids(texts[start:end], longest)[0]
@@ -190,7 +201,7 @@ def _translate_pieces(
                 decoded = tokenizers.decode(generate(model, tokenizers, input_ids, mask, limits, beams, length_penalty))
             except FloatingPointError as error:
                 raise UserError(
-                    f"the translation of {shorten(texts[batch[0]])}, or of one of {len(batch) - 1} texts in the same batch: "
+                    f"the text generated for {shorten(texts[batch[0]])}, or of one of {len(batch) - 1} texts in the same batch: "
                     f"{error}; allowed: finite numbers; use --precision fp32, or, if it was fp32, a new copy of the model"
                 ) from error
             for row, text in zip(batch.tolist(), decoded, strict=True):
@@ -204,7 +215,7 @@ def _token_counts(tokenizers: TokenizerPair, texts: Sequence[str]) -> list[int]:
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield start and end of the texts for each call of the tokenizer, which limits its memory for large files."""
+    """Yield the start and end index of each group of texts to tokenize together. Small groups save memory with large files."""
     start = size = 0
     for i, text in enumerate(texts, start=1):
         size += len(text) + TOKENIZED_CHARACTERS // 1000

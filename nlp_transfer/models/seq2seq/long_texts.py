@@ -12,24 +12,24 @@ import regex
 Span = tuple[int, int]
 CountTokens = Callable[[Sequence[str]], list[int]]
 
-# Scripts without spaces between words. Southeast Asian ones have spaces between sentences, East Asian ones do not.
+# Scripts without spaces between words. Southeast Asian scripts have spaces between sentences, East Asian scripts do not.
 EAST = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\u3001-\u303f\u30fb\u30fc"
     r"\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uff9e\uff9f"
 )
 SOUTHEAST = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 SPACELESS = EAST + SOUTHEAST
-# Scripts with spaces between words; a change between them also separates words.
+# Scripts with spaces between words; a change from one script to another also separates words.
 SPACED = (
     "Latin Greek Cyrillic Armenian Georgian Hebrew Arabic Syriac Thaana Nko Devanagari Bengali Gurmukhi Gujarati Oriya Tamil "
     "Telugu Kannada Malayalam Sinhala Hangul Ethiopic Cherokee Mongolian Tifinagh Katakana"
 ).split()
-WHITE = r"\s\x1c-\x1f"  # white space for `str.strip`
+WHITE = r"\s\x1c-\x1f"  # the characters that `str.strip` removes
 GLUE = r"\u00a0\u2007\u202f"  # non-breaking spaces: `2 000`, `M. Dupont`
 LINE_END = "\r\n\u2028\u2029"
 
 # The end of a sentence: an end mark with closing quotes before a space (not required in scripts without spaces), or a line end.
-# Possessive quantifiers (++) prevent backtracking, so a megabyte of dots takes no longer than one of words.
+# Possessive quantifiers (++) prevent backtracking, so a megabyte of dots takes no longer than a megabyte of words.
 SENTENCE_END = regex.compile(
     rf"(?<![.!?…؟۔।॥።၊။។])[.!?…؟۔।॥።။។]++[\"'”’»)\]]*+(?=(?![{GLUE}])[{WHITE}])"
     rf"|(?<![。！？｡])[。！？｡]++[\p{{Pe}}\p{{Pf}}]*+(?![，、；：])"
@@ -51,9 +51,12 @@ CLAUSE = regex.compile(
     rf"(?P<gap>[{WHITE}]++)|(?!(?<=\p{{Nd}})[，：](?=\p{{Nd}}))[，、；：]++[\p{{Pe}}\p{{Pf}}。！？｡，、；：]*+|(?<=[{EAST}])[,;:]++(?=[{EAST}])"
 )
 
-# Units for splitting text without spaces, from the largest to the smallest: characters of scripts without spaces (with marks that
-# must not begin or end a line) and runs of other characters (`iPhone`, `3.14`, a URL); words of one script and numbers;
-# grapheme clusters (accents, emoji sequences, flags); code points.
+# Units for splitting text without spaces, from the largest to the smallest:
+# 1. characters of scripts without spaces (with marks that must not begin or end a line), and runs of other characters (`iPhone`,
+#    `3.14`, a URL);
+# 2. words in one script, and numbers;
+# 3. grapheme clusters (accents, emoji sequences, flags);
+# 4. code points.
 _OPEN = r"[\p{Ps}\p{Pi}\"'¿¡#＃$€£¥＄￥]"
 _CLOSE = r"[\p{Pe}\p{Pf}。、，．：；！？｡…‥・.,:;!?%％‰℃°～〜ー々〻ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶฯๆໆ។-៖၊။]"
 _RUN = rf"(?:(?!{_OPEN}{{1,4}}+[{SPACELESS}])(?![{SPACELESS}])(?:[^{WHITE}]|[{GLUE}])|(?<=\p{{Nd}})[，．：／](?=\p{{Nd}}))++"
@@ -70,7 +73,7 @@ LEVELS = [
 # The kind of script of the first or last letter of a text; it determines the space between two texts.
 _SCRIPT = rf"(?P<east>[{EAST}])|(?P<southeast>[{SOUTHEAST}])|(?P<spaced>[\p{{L}}\p{{N}}])"
 FIRST, LAST = regex.compile(_SCRIPT), regex.compile(rf"(?r){_SCRIPT}")
-WORDS = {  # a word or character of each kind of script, and the average number of them in a word
+WORDS = {  # for each kind of script, a pattern of its characters or words, and the average number of matches in a word
     "east": (regex.compile(rf"[{EAST}]"), 2),
     "southeast": (regex.compile(rf"[{SOUTHEAST}]"), 4),
     "spaced": (regex.compile(rf"(?:(?![{SPACELESS}])[\p{{L}}\p{{M}}])++"), 1),
@@ -81,13 +84,13 @@ def split_text(text: str, limit: int, count_tokens: CountTokens) -> list[tuple[s
     """Split a text into pieces of at most `limit` tokens.
 
     A piece is a sentence if possible, else a sequence of words, preferably up to a comma. In scripts without spaces it is a
-    sequence of characters; numbers and words of other scripts are not split. Only words of more than `limit` tokens are split
-    between characters; a code point of more than `limit` tokens is not split. Sentences are not combined, since models trained on
-    single sentences translate single sentences best.
+    sequence of characters, but numbers and words of other scripts are not split. Only words of more than `limit` tokens are split
+    between characters, and a code point of more than `limit` tokens is never split. Sentences are not combined, since models
+    trained on single sentences translate single sentences best.
 
     Args:
-        count_tokens: a function from texts to their numbers of tokens, including special tokens. It is called a few times, with
-            many texts.
+        count_tokens: a function that returns the number of tokens in each text, including special tokens. It is called a few
+            times, with many texts.
 
     Returns:
         Each piece, with the white space between it and the next one.
@@ -106,13 +109,13 @@ def split_text(text: str, limit: int, count_tokens: CountTokens) -> list[tuple[s
 def join_pieces(pieces: Sequence[tuple[str, str]], translations: Sequence[str]) -> str:
     """Join the translations of a text's pieces with the spacing of their language.
 
-    Line ends of the source are preserved. On one line, Chinese and Japanese pieces are joined without a space; Thai, Lao, Khmer
-    and Burmese ones with a space between sentences; pieces in other languages with the source's white space, or else a space.
-    Pieces of one long word, such as a URL, are joined without a space.
+    Line ends of the source are preserved. On one line, Chinese and Japanese pieces are joined without a space. Thai, Lao, Khmer
+    and Burmese pieces get a space between sentences. Pieces in other languages get the white space of the source, or a space if
+    the source has none. Pieces of one long word, such as a URL, are joined without a space.
 
     Args:
         pieces: the result of `split_text`.
-        translations: of the pieces.
+        translations: the translation of each piece.
     """
     joined, previous = [translations[0]], translations[0]
     main_script = _main_script(translations)
@@ -191,7 +194,7 @@ def _split_sentence(text: str, start: int, end: int, limit: int, count_tokens: C
     atoms = _atoms(text, list(_words(text, start, end)), room, special, count_tokens)
     fitting: list[Span] = []
     remaining = list(_pack(text, atoms, room))
-    while remaining:  # a group may have a few more tokens than its words separately
+    while remaining:  # a group may have a few more tokens than the sum of its words
         counts = count_tokens([text[group[0][0] : group[-1][1]] for group in remaining])
         too_long = []
         for group, count in zip(remaining, counts, strict=True):
@@ -205,7 +208,7 @@ def _split_sentence(text: str, start: int, end: int, limit: int, count_tokens: C
 
 
 def _words(text: str, start: int, end: int) -> Iterator[Span]:
-    """Yield words; in scripts without spaces, clauses between commas."""
+    """Yield the spans of words, or in scripts without spaces, of clauses between commas."""
     for match in CLAUSE.finditer(text, start, end):
         gap = match["gap"]
         if gap and GLUED.fullmatch(gap):  # only non-breaking spaces
@@ -222,7 +225,7 @@ Atom = tuple[int, int, int]  # start, end, tokens
 
 
 def _atoms(text: str, words: list[Span], room: int, special: int, count_tokens: CountTokens) -> list[Atom]:
-    """Return words with their token counts; words of more than `room` tokens are split until they fit or are one code point."""
+    """Return words with their token counts. Words of more than `room` tokens are split until they fit or are one code point."""
     atoms: list[Atom] = []
     remaining = words
     while remaining:
@@ -257,7 +260,7 @@ def _split_points(text: str, start: int, end: int, count: int) -> list[int]:
 def _pack(text: str, atoms: list[Atom], room: int) -> Iterator[list[Atom]]:
     """Yield groups of atoms of at most `room` tokens together.
 
-    A group ends after the last clause in its second half, or, without one, contains as many atoms as fit.
+    A group contains as many atoms as fit, but ends earlier if a clause ends in its second half.
     """
     packed: list[Atom] = []
     size = 0

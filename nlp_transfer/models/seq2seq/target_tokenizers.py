@@ -20,12 +20,13 @@ LANGUAGE_CODE = re.compile(r"[a-z]{2,4}_[A-Z][A-Za-z]{1,3}")  # en_XX, eng_Latn
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int | None = None) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer (Sennrich et al. 2016, 1508.07909; over bytes, Radford et al. 2019).
+    """Train a byte-level BPE tokenizer (BPE: Sennrich et al. 2016, 1508.07909; on bytes: Radford et al. 2019).
 
     Text in any script is encoded without loss, since rare characters are encoded as bytes.
 
     Args:
-        vocabulary: maximum number of tokens. None: 8,000; for 100,000 texts or more 16,000; for a million or more 32,000.
+        vocabulary: maximum number of tokens. None means 8,000, or 16,000 for at least 100,000 texts, or 32,000 for at least a
+            million texts.
     """
     default = 8000 if len(texts) < 100_000 else 16_000 if len(texts) < 1_000_000 else 32_000
     tokenizer = Tokenizer(BPE())
@@ -57,7 +58,7 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id):
         if token is not None:
             return int(token)
-    raise UserError("task.target_tokenizer: has no token to start with; allowed: one with a bos, cls or pad token, or train")
+    raise UserError("task.target_tokenizer: found no token to start with; allowed: one with a bos, cls or pad token, or train")
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -69,11 +70,11 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return int(token)
-    raise UserError("task.target_tokenizer: has no token to end with; allowed: one with an eos or sep token, or train")
+    raise UserError("task.target_tokenizer: found no token to end with; allowed: one with an eos or sep token, or train")
 
 
 def set_languages(tokenizer: Any, source: str | None, target: str | None) -> None:
-    """Set the languages of a multilingual tokenizer (mBART, M2M100, NLLB); without effect on other tokenizers.
+    """Set the languages of a multilingual tokenizer (mBART, M2M100, NLLB). Other tokenizers are not changed.
 
     Raises:
         UserError: a language is missing or unknown.
@@ -125,7 +126,7 @@ def target_token(tokenizer: Any, language: str | None) -> int | None:
 
 
 def warn_if_lossy(tokenizer: PreTrainedTokenizerBase, name: str, texts: list[str]) -> None:
-    """Warn if a tokenizer cannot reproduce a random sample of the targets; an uncased one loses capitals and accents."""
+    """Warn if a tokenizer cannot reproduce a random sample of the targets. An uncased tokenizer loses capitals and accents."""
     texts = [texts[row] for row in draw_rows(len(texts), SAMPLE)]
     unknown, changed, example = 0, 0, ""
     for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True):

@@ -1,4 +1,4 @@
-"""The source and target tokenizers of a translation model, with the special tokens of its targets."""
+"""The source and target tokenizers of a model that generates text, with the special tokens of its targets."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,12 +29,13 @@ TARGET_FOLDER = "target_tokenizer"
 
 @dataclass(frozen=True)
 class TokenizerPair:
-    """The source and target tokenizers of a translation model, and its special tokens.
+    """The source and target tokenizers of a model that generates text, and its special tokens.
 
     Attributes:
-        shared_format: whether `source` and `target` are the checkpoint's tokenizer, which adds the special tokens of both.
-        start: the decoder's first input.
-        end: the id that ends a target.
+        shared_format: whether `source` and `target` are the same tokenizer, the checkpoint's, which adds the special tokens of
+            sources and of targets.
+        start: id of the decoder's first input token.
+        end: id of the token that ends a target.
         forced: the id of the target language, if it follows `start` in every target; else None.
         prefix: text added before every source.
     """
@@ -61,7 +62,7 @@ class TokenizerPair:
         """Use the tokenizer of a sequence-to-sequence checkpoint.
 
         The target language's token ends a target and starts the decoder (original mBART), or begins a target (later families).
-        Tokenizing a trial text shows which.
+        A trial text shows which of the two applies.
 
         Raises:
             UserError: a multilingual checkpoint does not know the languages.
@@ -79,7 +80,7 @@ class TokenizerPair:
 
     @cached_property
     def fingerprint(self) -> Any:
-        """What determines the tokens besides the source tokenizer, as JSON; None: unknown."""
+        """Everything that determines the tokens, except the source tokenizer, as JSON; None if it is unknown."""
         target = tokenizer_fingerprint(self.target)
         return target and [target, self.shared_format, self.start, self.end, self.forced, self.prefix]
 
@@ -91,13 +92,13 @@ class TokenizerPair:
             longest: the setting `task.longest_source`.
 
         Raises:
-            UserError: they leave no room.
+            UserError: the prefix and the special tokens leave no room.
         """
         used = len(self.source_ids([""], 1 << 30)[0][0])
         if self.prefix and used >= limit:
             raise UserError(
-                f"task.prefix: found {shorten(self.prefix)}, {used} tokens with the special tokens, of at most {limit}; allowed: "
-                "one that leaves room for a text"
+                f"task.prefix: found {shorten(self.prefix)}, {used} tokens including the special tokens; the model reads "
+                f"texts of at most {limit}; allowed: a prefix that leaves room for a text"
             )
         if longest is not None and used >= longest:
             raise UserError(
@@ -153,7 +154,7 @@ class TokenizerPair:
         """Decode generated ids of shape (rows, tokens).
 
         The start token, the language token and everything from the end token on are removed explicitly, since the tokenizer may
-        not list them as special tokens. Cleaning up spaces would apply English rules to French punctuation.
+        not list them as special tokens. Spaces are not cleaned up, since that would apply English rules to French punctuation.
         """
         rows = [self._text_ids(row) for row in ids.cpu().tolist()]
         with converted(f"model: the tokenizer {self.target.name_or_path} cannot decode the generated ids"):
@@ -171,7 +172,7 @@ def load_target_tokenizer(
     """Load the target tokenizer of a saved encoder-decoder: the one in `target_tokenizer/`, or the checkpoint's only one.
 
     Args:
-        parts: the model that contains `target_tokenizer/`; None: the checkpoint.
+        parts: the model that contains `target_tokenizer/`. None means the checkpoint.
         ours: whether this toolkit saved the model, so that `target_tokenizer/` must exist.
 
     Raises:
@@ -186,7 +187,7 @@ def load_target_tokenizer(
         return checkpoint.tokenizer  # a model from another program, with one tokenizer for both
     if vocabulary not in (None, vocabulary_size(target)):
         raise UserError(
-            f"model: {checkpoint.source.name} has a decoder of {vocabulary} tokens, and in {TARGET_FOLDER}/ a tokenizer of "
-            f"{vocabulary_size(target)}; one of the two was changed; copy the model again"
+            f"model: {checkpoint.source.name} has a decoder for {vocabulary} tokens, but the tokenizer in {TARGET_FOLDER}/ has "
+            f"{vocabulary_size(target)}, so one of them was changed; copy the model again"
         )
     return target

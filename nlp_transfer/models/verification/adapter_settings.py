@@ -24,7 +24,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
 SETTINGS = "adapter_config.json"
-# Methods whose adapters include a head; the strategies lora and peft save only these.
+# PEFT methods whose adapters can include a head. The strategies lora and peft save no other adapters.
 SUPPORTED_METHODS = frozenset(
     """ADAMSS BEFT BOFT C3A CARTRIDGE DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR LORA MISS
     OFT OSF PEANUT PREFIX_TUNING PROMPT_TUNING PSOFT PVERA P_TUNING RANDLORA ROAD SHIRA SUPERTUNING TINYLORA UNILORA VBLORA VERA
@@ -80,7 +80,8 @@ GROUPS = {
     "use_bdlora": (),
     "velora_config": ("batch_average", "batch_average_once", "random"),
 }
-# Origin and initialization of an adapter. They are dropped: the record names the base, and the weights are stored.
+# Settings on the origin and initialization of an adapter. They are dropped, because the model's record names the base, and the
+# weights are stored.
 UNUSED = frozenset(
     """auto_mapping base_model_name_or_path megatron_core prompt_tuning_init prompt_tuning_init_text revision runtime_config
     runtime_offload_base_weight tokenizer_kwargs tokenizer_name_or_path""".split()
@@ -92,16 +93,17 @@ NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 PATTERN = re.compile(r"(?P<repeat>(?:\\[dw]|\.|\[[\w-]+\])[+*]\??)|(?P<group>\((\?:)?)|[\w|)-]|\\[.dw-]|\.|\[[\w-]+\]")
 MAX_CHARACTERS = 2**16
 MAX_REPEATS, MAX_GROUPS = 3, 6
-MAX_KEYS = 200  # of settings by pattern: each is matched with each module, and Python caches 512 patterns
-MAX_COMBINATIONS = 2**22  # of a pattern's alternatives and the lengths of its repeats
-REPEATS = 64  # characters that a repeat is assumed to match, for the number of combinations
+MAX_KEYS = 200  # maximum patterns in a setting; each is matched with each module, and Python caches 512 compiled patterns
+MAX_COMBINATIONS = 2**22  # maximum combinations of alternatives and of lengths of repeats in a pattern
+REPEATS = 64  # number of lengths that a repeat is assumed to match, for MAX_COMBINATIONS
 MAX_NAMES = 4096
-MAX_SIZE = 2**14  # ranks, virtual tokens, widths
-MAX_LAYERS = 128  # after replication
+MAX_SIZE = 2**14  # maximum of ranks, virtual tokens, widths ...
+MAX_LAYERS = 128  # maximum number of layers after replication
 MAX_ITERATIONS = {"num_cayley_neumann_terms": 100, "psoft_svd_lowrank_niter": 100}
-LARGE = re.compile(r"seed|key|n_frequency|theta")  # settings that do not affect memory, or are the length of a single vector
-# Limits of loading: allocated elements, relative to those of base and adapter (peft's methods need up to 3 times as many), and
-# operations, relative to the base's modules (BOFT needs the most: 500 for a module of width 384).
+LARGE = re.compile(r"seed|key|n_frequency|theta")  # settings that do not affect memory, or only the length of a single vector
+# Limits for loading an adapter. Allocated elements are limited relative to the elements of the base and the adapter (PEFT methods
+# need up to 3 times as many). Operations are limited relative to the base's modules (BOFT needs the most: 500 for a module of
+# width 384).
 MAX_RATIO, EXTRA_ELEMENTS = 8, 10**7
 OPERATIONS_PER_MODULE, EXTRA_OPERATIONS = 3000, 10**5
 
@@ -109,7 +111,8 @@ OPERATIONS_PER_MODULE, EXTRA_OPERATIONS = 3000, 10**5
 def reduce_adapter_settings(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Reduce the settings of an adapter to numbers, known words, module names and patterns of module names.
 
-    Settings unknown to peft are dropped and reported. Settings of peft that are not listed here must have their default values.
+    Settings unknown to peft are dropped and reported. Settings of peft that this module does not list must have their default
+    values.
 
     Args:
         origin: the settings file, for messages.
@@ -152,7 +155,7 @@ def _defaults() -> dict[str, dict[str, Any]]:
 
 
 def _problem(name: str, value: Any, default: Any) -> str | None:
-    """Return None if the value of a setting is allowed, else what is allowed."""
+    """Return None if the value of a setting is allowed, else a description of the allowed values."""
     if name in WORD_SETTINGS:
         is_word = isinstance(value, str) and re.fullmatch(WORD_SETTINGS[name], value)
         is_toggle = name in TOGGLED_WORDS and (value is None or isinstance(value, bool))
@@ -188,7 +191,7 @@ def _are_names(value: Any) -> bool:
 
 
 def pattern_problem(pattern: str, max_repeats: int = MAX_REPEATS) -> str | None:
-    """Return None if a pattern of module names can be matched quickly, else what is allowed."""
+    """Return None if a pattern of module names can be matched quickly, else a description of the allowed patterns."""
     pattern = pattern.removeprefix("^").removesuffix("$")
     pieces = list(PATTERN.finditer(pattern))
     is_plain = len(pattern) <= MAX_CHARACTERS and sum(len(piece[0]) for piece in pieces) == len(pattern)
@@ -242,15 +245,15 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, hint: str = "") ->
     """Load the adapter in a folder onto its base model.
 
     Args:
-        merge: a function that merges the adapter into the base; None: the adapter remains separate.
-        hint: end of the message for a load error: the base that the adapter was trained on, and advice.
+        merge: a function that merges the adapter into the base; None keeps the adapter separate.
+        hint: text that is appended to the message of a load error, such as the base that the adapter was trained on.
 
     Returns:
         The model with the adapter, or the result of `merge`.
 
     Raises:
-        UserError: the settings are not allowed, the weights do not fit them or are not finite, or loading would allocate far more
-            memory than the base and the weights.
+        UserError: the settings are not allowed, the weights do not fit the settings or are not finite, or loading would
+            allocate far more memory than the base and the weights.
     """
     from peft import PeftModel
 
@@ -280,7 +283,7 @@ def load_adapter(model: Any, folder: Path, merge: Any = None, hint: str = "") ->
 
 
 def _unfit(adapted: Any, private: str) -> str | None:
-    """Return how the stored tensors differ from the adapter's, or None; peft would leave missing tensors random."""
+    """Describe how the stored tensors differ from those of the adapter; None if they agree. peft does not report this."""
     from peft import get_peft_model_state_dict, load_peft_weights
 
     def shapes(**settings: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Limit the memory that libraries allocate while they load an untrusted model; checked before each allocation.
+"""Limit the memory that libraries allocate while they load an untrusted model.
 
-The limit does not depend on the meaning of any setting, so no configuration or adapter can exhaust memory.
+The limit is checked before each allocation. It does not depend on the meaning of settings, so no configuration or adapter can
+exhaust memory.
 """
 
 import math
@@ -19,7 +20,7 @@ MAX_META_OPERATIONS = 500_000  # for building a model; 1,000 layers need less th
 
 @contextmanager
 def on_meta_device(origin: str) -> Iterator[None]:
-    """Create models on the device `meta` inside the context, where they take no memory, with a limit on operations.
+    """Inside the context, create models on the device `meta`, where they take no memory, and limit the number of operations.
 
     Args:
         origin: the configuration file, for messages.
@@ -29,7 +30,7 @@ def on_meta_device(origin: str) -> Iterator[None]:
 
 
 class AllocationLimit(TorchDispatchMode):
-    """A context that limits the elements of new tensors, and the number of operations.
+    """A context that limits the number of elements in new tensors and the number of operations.
 
     Elements are counted for operations that take a size, such as `empty`, `zeros`, `randn` and `arange`. The results of other
     operations are bounded by their inputs.
@@ -56,19 +57,19 @@ class AllocationLimit(TorchDispatchMode):
         self.allocated += _numbers_of(func, args, kwargs)
         if self.allocated > self.numbers:
             raise UserError(
-                f"{self.origin}: describes tensors of {self.allocated:,} numbers; allowed: up to {self.numbers:,}, by the size "
-                "of the stored weights"
+                f"{self.origin}: describes tensors of {self.allocated:,} numbers; allowed: up to {self.numbers:,}, given the "
+                "size of the stored weights"
             )
         if self.executed > self.operations:
             raise UserError(
-                f"{self.origin}: needs more than {self.operations:,} operations to load; allowed: up to {self.operations:,}, by "
-                "the number of the model's modules"
+                f"{self.origin}: needs more than {self.operations:,} operations to load; allowed: up to {self.operations:,}, "
+                "given the number of modules in the model"
             )
         return func(*args, **kwargs)
 
 
 def _numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return the number of elements that an operation will allocate, by its size arguments; 0 without such arguments."""
+    """Return the number of elements that an operation will allocate, computed from its size arguments; 0 if it has none."""
     names = _factory_arguments(func)
     if names is None:
         return 0
@@ -84,6 +85,6 @@ def _numbers_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int
 
 @cache
 def _factory_arguments(func: Any) -> tuple[str, ...] | None:
-    """Return the argument names of an operation that creates new tensors; None for other operations."""
+    """Return the argument names of an operation that creates new tensors; None for all other operations."""
     names = tuple(argument.name for argument in func._schema.arguments)
     return names if "device" in names else None

@@ -1,4 +1,4 @@
-"""The file names and configuration keys that are used from an untrusted model; everything else is ignored.
+"""The allowed file names and configuration keys of an untrusted model. All others are ignored.
 
 A key that a new version of a library introduces has no effect until it is listed here. Numbers, booleans and null are allowed
 under every listed key. Text is allowed as labels and tokens, and as single words under the keys in `WORD_KEYS`; a word cannot
@@ -12,7 +12,7 @@ RECORD = "nlp_transfer.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin)")  # in the same folder as its index
-# File names of the tokenizers of transformers, without pickles (`vocab.pkl`).
+# Names of the tokenizer files of transformers, except pickles (`vocab.pkl`).
 TOKENIZER_FILES = (
     "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "spm_char.model",
@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 FOLDERS = ("", "target_tokenizer", "built")
 
-# --- config.json: in addition to the fields of the family's configuration class
+# --- Keys of config.json, in addition to the fields of the family's configuration class
 
 # Fields that transformers reads although the configuration classes do not declare them.
 UNDECLARED = frozenset((
@@ -51,10 +51,10 @@ WORD_KEYS = frozenset((
     "router_dtype", "second_expert_policy", "sliding_window_pattern", "speech_encoder_hidden_act", "summary_activation",
     "summary_type", "topk_method", "type", "__float__",
 ))  # fmt: skip
-LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # any text
+LABELS = frozenset(("id2label", "label2id", "id2lang", "lang2id"))  # these may contain any text
 # Fields that may contain a complete configuration, in addition to the `sub_configs` of a class.
 NESTED_CONFIGS = frozenset(("encoder", "decoder"))
-# Fields with which a model is refused: ignoring them would change what the model computes.
+# A model with one of these fields is refused, because ignoring the field would change what the model computes.
 UNSUPPORTED = {"quantization_config": "its weights are quantized; allowed: a checkpoint in fp32, fp16 or bf16"}
 # Keys without effect in transformers 5: ignored without a message.
 IGNORED_SILENTLY = frozenset((
@@ -68,7 +68,7 @@ IGNORED_SILENTLY = frozenset((
     "repad_logits_with_grad", "untie_r", "n_ctx", "tie_encoder_decoder", "padding_idx", "do_blenderbot_90_layernorm",
 ))  # fmt: skip
 
-# --- tokenizer_config.json
+# --- Keys of tokenizer_config.json
 
 TOKENS = frozenset((
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "mask_token_sent",

@@ -1,8 +1,9 @@
-"""The only access to untrusted models: folders, unpacked wheels, and repositories on a hub.
+"""Read the files of untrusted models: folders, unpacked wheels, and repositories on a hub. Other modules get them from here.
 
 Libraries do not read the model's folder, but a temporary private folder with the files that `allowed.py` lists: configurations
-reduced to data, checked tokenizer files, and links to weights inside the model. That folder has no code, paths to other files
-or names of other repositories. Only this module downloads model files from the hub: files with allowed names, from one commit.
+reduced to data, checked tokenizer files, and links to weights inside the model. That folder contains no code, no paths to other
+files and no names of other repositories. Only this module downloads model files from the hub: files with allowed names, from
+one commit.
 """
 
 import json
@@ -45,7 +46,7 @@ def pin(source: ModelSource) -> ModelSource:
     """Resolve the revision of a model on a hub to a commit, so that all files come from the same commit.
 
     Returns:
-        The source with the commit; a folder is returned unchanged.
+        The source with the commit. A folder is returned unchanged.
 
     Raises:
         UserError: the model does not exist, or the hub cannot be reached and the model is not in the cache.
@@ -70,7 +71,7 @@ def _list_files(repository: str, commit: str) -> frozenset[str]:
 
 
 def _names_on_hub(repository: str, commit: str) -> frozenset[str] | None:
-    """Return the names of a repository's files, or if the hub cannot be reached, of the cached ones; None: no list available."""
+    """Return the names of a repository's files (of the cached files if the hub is unreachable); None if the hub gives no list."""
     if not constants.is_offline_mode():
         try:
             return _list_files(repository, commit)
@@ -93,7 +94,7 @@ def find_file(source: ModelSource, name: str) -> Path | None:
     """Return the path of a model's file, downloaded from a hub if necessary; None if it does not exist.
 
     Args:
-        name: an allowed name, optionally in one of `FOLDERS`.
+        name: an allowed file name, which may be in one of `FOLDERS`.
 
     Raises:
         UserError: the path is not a regular file inside the model, or the file cannot be downloaded.
@@ -124,11 +125,11 @@ def _hub_message(error: BaseException) -> str:
 
 
 def _checked_path(source: ModelSource, path: Path) -> Path:
-    """Return the path, or raise a UserError if it is not a regular file or points outside the model."""
+    """Return the path. Raise a UserError if it is not a regular file, or is a link to a place outside the model."""
     folder = Path(source.path)
     resolved = folder.resolve()
     roots = [resolved]
-    for snapshot in (resolved, resolved.parent):  # the parent: for a folder inside a model
+    for snapshot in (resolved, resolved.parent):  # the parent matters for a folder inside a model
         if snapshot.parent.name == "snapshots":  # in the hub's cache, files are links to blobs of the same repository
             roots.append(snapshot.parent.parent / "blobs")
     with converted(f"model: {source.name}: {path.relative_to(folder)} cannot be read"):
@@ -203,7 +204,8 @@ def find_weights(source: ModelSource) -> tuple[dict[str, Path], dict[str, dict[s
     """Find the weight files that transformers would load: safetensors if there are any, else pickles.
 
     Returns:
-        The files by name (empty without weights), and the weight map of an index by its name (empty for a single file).
+        The path of each file by its name, and the weight map of the index by the name of the index. Without weights both are
+        empty; for a single file the second is empty.
 
     Raises:
         UserError: an index names files that are missing or outside the model.
@@ -291,7 +293,7 @@ def load_tokenizer(source: ModelSource, folder: str = "") -> PreTrainedTokenizer
         UserError: the tokenizer is missing or cannot be loaded.
     """
     if folder and source.is_folder and not Path(source.path, folder).is_dir():
-        raise UserError(f"model: {source.name} has no folder {folder}/, which was saved with it; copy the complete model again")
+        raise UserError(f"model: {source.name} has no folder {folder}/, which is part of it; copy the complete model again")
     with private_folder(source, tokenizer=folder) as private:
         inside = f" in {folder}/" if folder else ""
         with converted(f"model: {source.name} has no tokenizer that can be loaded{inside}"):

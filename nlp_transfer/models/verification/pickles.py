@@ -1,8 +1,8 @@
 """Check weight files of torch.save by reading the opcodes of their pickles, before torch loads them.
 
-torch's `weights_only` prevents arbitrary code, but it calls functions such as `bytearray` with any size: a file of 291 bytes can
-allocate 3 GB. Here a pickle may contain only what torch.save writes for a state dict, and the sizes in it are limited by the size
-of the file.
+With `weights_only`, torch runs no arbitrary code, but it calls functions such as `bytearray` with any size: a file of 291 bytes
+can allocate 3 GB. Here a pickle may contain only what torch.save writes for a state dict, and the sizes in it are limited by
+the size of the file.
 """
 
 import math
@@ -16,8 +16,8 @@ import torch
 
 from nlp_transfer.utils.errors import UserError, converted
 
-MAX_BYTES = 16 * 2**20  # of an archive's directory, and of its pickle; a model with 1,000 layers needs 1 to 2 MB
-MAX_OPERATIONS = 2_000_000  # opcodes of a pickle; a tensor needs about 30
+MAX_BYTES = 16 * 2**20  # maximum for an archive's directory, and for its pickle; a model with 1,000 layers needs 1 to 2 MB
+MAX_OPERATIONS = 2_000_000  # maximum opcodes of a pickle; a tensor needs about 30
 MAX_DIMENSIONS = 64
 ZIP_START, ZIP_END, ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22  # the size of the end record without a comment
 STREAMS = 5  # pickles in a file without an archive: magic number, version, system, tensors, names of storages
@@ -33,7 +33,7 @@ VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "NO
 
 
 class _Name(str):
-    """The name of a class or function; a subclass to distinguish it from text in the pickle."""
+    """The name of a class or function. The subclass of str distinguishes it from text in the pickle."""
 
 
 _MARK, _CONTAINER, _TENSOR, _STORAGE = (_Name(text) for text in ("mark", "container", "tensor", "storage"))
@@ -71,7 +71,7 @@ def check_pickle(path: Path) -> None:
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """Raise a UserError if an archive has too many entries, or compressed ones, which could expand without limit."""
+    """Raise a UserError if an archive has too many entries, or has compressed entries, which could expand without limit."""
     with path.open("rb") as file:
         file.seek(max(0, size - ZIP_END_SIZE))
         end = file.read()
@@ -91,11 +91,11 @@ def _check_archive(path: Path, size: int) -> None:
 def _read_storages(stream: bytes | IO[bytes], limit: int) -> dict[str, int]:
     """Return the size in bytes of each storage in a pickle.
 
-    No objects are created: names represent them on the stack. The arguments of calls have a fixed size, so a few opcodes cannot
+    No objects are created. On the stack, names represent them. The arguments of calls have a fixed size, so a few opcodes cannot
     copy a large object many times.
 
     Args:
-        limit: maximum bytes of all storages together, and maximum elements of a tensor.
+        limit: maximum total bytes of all storages, and maximum number of elements in a tensor.
 
     Raises:
         ValueError, LookupError, TypeError: an opcode, a name or an argument is not one that torch.save writes.

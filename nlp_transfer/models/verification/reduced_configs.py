@@ -34,7 +34,7 @@ from nlp_transfer.utils.errors import UserError, shorten
 
 WORD = re.compile(r"[\w.+ #|-]{0,64}")
 MAX_LAYERS, MAX_POSITIONS, MAX_LABELS, MAX_NUMBER = 1000, 2**21, 10**5, 2**31
-LIMITS = (  # of numbers, by patterns of their keys
+LIMITS = (  # a pattern of keys, and the maximum of their numbers
     (re.compile(r"(layers?|groups?|blocks?|block_sizes|group_num|networks|functions|experts)$"), MAX_LAYERS),
     (re.compile(r"position|n_ctx|seq_len"), MAX_POSITIONS),
     (re.compile(r"^num_labels$"), MAX_LABELS),
@@ -120,7 +120,7 @@ def _fields(family_class: Any) -> frozenset[str]:
 
 
 def reduce_generation(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Reduce a `generation_config.json`; returns the allowed keys and values, and the names of ignored keys."""
+    """Reduce a `generation_config.json`. Return the allowed keys and values, and the names of ignored keys."""
     return _reduce(document, dict.fromkeys((*GenerationConfig().to_dict(), "transformers_version"), _data), IGNORED_SILENTLY)
 
 
@@ -150,7 +150,7 @@ def _reduce(
     """Reduce a document.
 
     Args:
-        readers: functions by key that return an allowed value, or raise a _NotDataError.
+        readers: for each allowed key, a function that returns its value, or raises a _NotDataError if it is not allowed.
         silent: keys that are ignored without a message.
         words: keys whose values may be words.
 
@@ -171,10 +171,10 @@ def _reduce(
 
 
 def _data(value: Any, key: str, words: Iterable[str]) -> Any:
-    """Return a value that consists of numbers, booleans and null, and of words if its key is in `words`.
+    """Return a value that consists only of numbers, booleans and null; if its key is in `words`, it may also contain words.
 
     Raises:
-        _NotDataError: it contains anything else.
+        _NotDataError: the value contains anything else.
     """
     if isinstance(value, str):
         if key in words and WORD.fullmatch(value):
@@ -187,7 +187,7 @@ def _data(value: Any, key: str, words: Iterable[str]) -> Any:
     if isinstance(value, dict):
         if not all(WORD.fullmatch(name) for name in value):
             raise _NotDataError
-        # If the key of a mapping is in `words`, all its values may be words; otherwise those whose names are in `words`.
+        # If the key of a mapping is in `words`, all its values may be words; else only values whose names are in `words`.
         return {name: _data(inner, key if key in words else name, words) for name, inner in value.items()}
     return value
 
@@ -215,7 +215,7 @@ def _tokens(value: Any, key: str, words: Iterable[str]) -> Any:
 
 
 def _check_sizes(key: str, value: Any) -> None:
-    """Raise a UserError for unrealistic sizes; transformers would, for example, create a name for each label."""
+    """Raise a UserError for unrealistic sizes. For example, transformers would create a name for each of 10^9 labels."""
     name = key.rpartition(".")[2]
     if name in LABELS:
         if len(value or ()) > MAX_LABELS:

@@ -1,10 +1,11 @@
 """Accept only regular expressions of tokenizers that match in time proportional to the length of the text.
 
-The library that matches them (Oniguruma) backtracks, so a hostile pattern could take exponential time. A pattern is accepted if
-its structure bounds the steps of backtracking from one position, or their number is proportional to the characters that the match
-consumes. Groups may have no quantifier except `?`. In each alternative, one unbounded quantifier `X+` may be followed by
-something that can fail (`\\s+(?!\\S)`), but only if a later alternative (`\\s+`) consumes the same characters; otherwise the
-search would restart at each of them. The patterns of GPT-2, GPT-4, Llama 3, Qwen, CLIP, DeepSeek and XLM-R are accepted.
+The library that matches them (Oniguruma) backtracks, so a hostile pattern could take exponential time. A pattern is accepted only
+if its structure limits the backtracking steps from each position, or if their number is proportional to the number of characters
+that the match consumes. Groups may have no quantifier except `?`. In each alternative, at most one unbounded quantifier `X+` may
+come before something that can fail (`\\s+(?!\\S)`). Then a later alternative (`\\s+`) must consume the same characters, because
+otherwise the search would restart at each of them. The patterns of GPT-2, GPT-4, Llama 3, Qwen, CLIP, DeepSeek and XLM-R are
+accepted.
 """
 
 import re
@@ -15,12 +16,12 @@ import regex
 from nlp_transfer.utils.errors import UserError
 
 MAX_CHARACTERS = 4000
-MAX_REPEATS = 100  # in {n,m}
-MAX_STEPS = 2000  # of a search from one position, without consumed characters
-MAX_DEPTH = 10  # of nested groups
-# Other escapes are refused: references to groups, calls of groups, \K, \G, \R, \X ...
+MAX_REPEATS = 100  # maximum n and m in {n,m}
+MAX_STEPS = 2000  # maximum steps of a search from one position, not counting consumed characters
+MAX_DEPTH = 10  # maximum depth of nested groups
+# All other escapes are refused: references to groups, calls of groups, \K, \G, \R, \X ...
 _ESCAPE = r"\\(?:[sSdDwWhHrntfvbBAzZ]|[pP]\{\^?[\w ]+\}|x[0-9A-Fa-f]{2}|x\{[0-9A-Fa-f]{1,6}\}|u[0-9A-Fa-f]{4}|[^A-Za-z0-9_])"
-# A class, which may contain others and does not begin with ]; an escape; or a character that is not part of the syntax.
+# A class (which may contain other classes and does not begin with ]), an escape, or a character without a special meaning.
 _CLASS = rf"(?<class>\[(?!\^?\])(?:{_ESCAPE}|[^\[\]\\]|(?&class))*+\])"
 ELEMENT = regex.compile(rf"{_CLASS}|{_ESCAPE}|[^\[\\(|)*+?{{]", regex.ASCII)
 GROUP = re.compile(r"\((?:\?(?P<kind>:|i:|=|!|<!))?(?!\?)")
@@ -39,8 +40,8 @@ class _Item:
     Attributes:
         text: the pattern of the element.
         kind: `one` (a character or class), `group`, or the sign of a lookaround (`=`, `!`, `<!`).
-        least, most: minimum and maximum repetitions; `most` is None if it is unbounded.
-        inner: alternatives of a group or lookaround.
+        least, most: minimum and maximum repetitions; `most` is None for an unbounded quantifier.
+        inner: the alternatives in a group or lookaround.
     """
 
     text: str
@@ -58,7 +59,7 @@ class _Cost:
         fails: whether it can fail after a partial match.
         paths: number of ways to match the same text.
         steps: maximum steps of one attempt.
-        backtracking: elements with unbounded backtracking.
+        backtracking: elements with an unbounded quantifier that may backtrack.
     """
 
     fails: bool
@@ -103,9 +104,9 @@ def linear_pattern(pattern: str) -> str:
 def _is_amortized(i: int, alternatives: list[list[_Item]], costs: list[_Cost]) -> bool:
     """Return whether the characters that alternative `i` backtracks over are read a bounded number of times.
 
-    Either a lookbehind allows a match to start only at the first of these characters, or the next alternative that does not
-    backtrack over them consumes all of them. A greedy quantifier ends at the last position where the rest matches, so a search in
-    the remaining characters finds no other match.
+    There are two such cases. Either a lookbehind allows a match to start only at the first of these characters, or the next
+    alternative that does not backtrack over them consumes all of them. If the match ends earlier, a search in the remaining
+    characters finds no other match, because a greedy quantifier ends at the last position where the rest of the pattern matches.
     """
     item = costs[i].backtracking[0]
     first = alternatives[i][0]
@@ -144,7 +145,7 @@ def _without_outer_groups(alternatives: list[list[_Item]]) -> list[list[_Item]]:
 
 
 def _cost(alternative: list[_Item], fails: bool) -> _Cost:
-    """Return the cost of an alternative; `fails`: whether something after it can fail."""
+    """Return the cost of an alternative. `fails` says whether something after it can fail."""
     cost = _Cost(fails)
     for item in reversed(alternative):
         if item.kind == "one":
@@ -168,7 +169,7 @@ def _cost(alternative: list[_Item], fails: bool) -> _Cost:
 
 
 def _alternatives(pattern: str, at: int, flags: str, depth: int) -> tuple[list[list[_Item]], int]:
-    """Parse alternatives up to a closing parenthesis or the end; return them and that position."""
+    """Parse alternatives up to a closing parenthesis or the end of the pattern. Return them, and the position of their end."""
     if depth > MAX_DEPTH:
         raise PatternError(f"groups nested more than {MAX_DEPTH} deep")
     alternatives: list[list[_Item]] = [[]]
@@ -184,7 +185,7 @@ def _alternatives(pattern: str, at: int, flags: str, depth: int) -> tuple[list[l
 
 
 def _element(pattern: str, at: int, flags: str, depth: int) -> tuple[_Item, int]:
-    """Parse one element without its quantifier; return it and the position after it."""
+    """Parse one element without its quantifier. Return the element, and the position after it."""
     if pattern[at] == "(":
         group = GROUP.match(pattern, at)
         if group is None:
@@ -203,7 +204,7 @@ def _element(pattern: str, at: int, flags: str, depth: int) -> tuple[_Item, int]
 
 
 def _quantify(item: _Item, pattern: str, at: int) -> int:
-    """Parse the quantifier of an element, if it has one; return the position after it."""
+    """Parse the quantifier of an element, if there is one. Return the position after it."""
     quantifier = QUANTIFIER.match(pattern, at)
     if quantifier is None:
         if pattern[at : at + 1] == "{":
@@ -212,7 +213,7 @@ def _quantify(item: _Item, pattern: str, at: int) -> int:
     sign, at = quantifier[0], quantifier.end()
     if sign in "*+?":
         item.least, item.most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
-        if pattern[at : at + 1] == "+" or (sign == "?" and pattern[at : at + 1] == "?"):  # possessive; lazy
+        if pattern[at : at + 1] == "+" or (sign == "?" and pattern[at : at + 1] == "?"):  # possessive (X++), or lazy (X??)
             at += 1
     else:
         least, most = (int(quantifier[name]) if quantifier[name] else None for name in ("least", "most"))

@@ -11,7 +11,7 @@ from nlp_transfer.models.verification.tokenizer_fields import LONGEST_TOKEN, MAX
 
 PIECE, NORMALIZERS, TABLE = 1, (3, 5), 2  # field numbers of a ModelProto, and of a NormalizerSpec
 MAX_PIECE = 4 * LONGEST_TOKEN + 32  # bytes
-MAX_REPLACEMENT = 64  # characters for one character; Unicode normalization writes up to 18
+MAX_REPLACEMENT = 64  # characters that replace one character; Unicode normalization writes up to 18
 LEAF, VALUE = np.uint32(1 << 8), np.uint32(0x7FFFFFFF)
 
 
@@ -31,7 +31,7 @@ def replacements(table: bytes) -> set[str]:
         raise ValueError("its trie has an impossible size")
     units, texts = np.frombuffer(table, np.uint32, size // 4, 4), table[4 + size :]
     bases = np.arange(len(units), dtype=np.uint32) ^ ((units >> 10) << ((units & (1 << 9)) >> 6))
-    inner = units <= VALUE  # the other units are values
+    inner = units <= VALUE  # all other units are values
     if (bases[inner] | 255 >= len(units)).any():
         raise ValueError("an offset points outside its trie")
     starts = units[bases[inner & (units & LEAF > 0)]] & VALUE
@@ -59,7 +59,7 @@ def check_sentencepiece(content: bytes) -> None:
                     texts = replacements(table if isinstance(table, bytes) else b"?")
                     if (longest := max(map(len, texts), default=0)) > MAX_REPLACEMENT:
                         raise ValueError(
-                            f"its normalizer writes {longest:,} characters for one; up to {MAX_REPLACEMENT} are allowed"
+                            f"its normalizer replaces one character with {longest:,}; allowed: up to {MAX_REPLACEMENT}"
                         )
     if not pieces:
         raise ValueError("it has no pieces")

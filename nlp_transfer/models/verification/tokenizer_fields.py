@@ -1,4 +1,4 @@
-"""The allowed components, fields and values of a tokenizer.json; all others are refused or dropped.
+"""The allowed components, fields and values of a tokenizer.json. All others are refused or dropped.
 
 Each allowed component runs in bounded time and memory.
 """
@@ -12,7 +12,7 @@ MAX_POSITIONS = 2**24  # maximum length of truncation or padding
 
 
 class Field(NamedTuple):
-    """The allowed values of a field: a description for messages, and a predicate."""
+    """The allowed values of a field: `allowed` describes them in messages, and `fits` tests a value."""
 
     allowed: str
     fits: Callable[[Any], bool]

@@ -1,7 +1,7 @@
 """Reduce tokenizer.json to known components with bounded cost, before the tokenizers library reads it.
 
 A hostile file could double the length of a text in each of 30 normalizers, backtrack forever, or abort the process. Unknown
-components are refused; unknown fields are dropped and reported. An accepted file makes a text at most 64 times longer, in linear
+components are refused; unknown fields are dropped and reported. An accepted file makes a text at most 64 times as long, in linear
 time.
 """
 
@@ -31,8 +31,8 @@ from nlp_transfer.utils.errors import UserError, shorten
 MAX_ADDED = 2**16  # added tokens; the library takes 45 microseconds for each
 MAX_ADDED_CHARACTERS = 2**20  # of all added tokens together
 MAX_NORMALIZED_CHARACTERS = 2**22  # of all added tokens together, after normalization
-MAX_COMPONENTS = 64  # in the sequences of one section
-MAX_SPECIAL = 64  # entries of each list in a post-processor, such as the tokens that it adds to a text
+MAX_COMPONENTS = 64  # in all sequences of a section
+MAX_SPECIAL = 64  # entries in each list of a post-processor, such as the tokens that it adds to a text
 
 SECTIONS = ("version", "truncation", "padding", "added_tokens", *LISTS, "model")
 
@@ -50,7 +50,7 @@ def reduce_document(document: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 class _Reduction:
-    """The reduction of one document; collects the names of dropped fields."""
+    """Reduces one document, and collects the names of dropped fields."""
 
     def __init__(self) -> None:
         self.dropped: list[str] = []
@@ -96,7 +96,7 @@ class _Reduction:
         return known
 
     def section(self, section: str, value: Any) -> tuple[Any, list[dict[str, Any]]]:
-        """Return the reduced components of a section: nested as in the file, and as a flat list."""
+        """Return the reduced components of a section twice: nested as in the file, and as a flat list."""
         flat: list[dict[str, Any]] = []
 
         def component(key: str, value: Any, depth: int) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class _Reduction:
 
     @staticmethod
     def _default_type(model: dict[str, Any]) -> str:
-        """Return the type of a model without the field `type`, by its other fields."""
+        """Infer the type of a model that has no field `type` from its other fields."""
         if "merges" in model:
             return "BPE"
         if isinstance(model.get("vocab"), list):
@@ -214,7 +214,7 @@ class _Reduction:
                 raise self.refuse("model.merges", merge, "two tokens")
 
     def added_tokens(self, tokens: Any, lengthening: float) -> list[dict[str, Any]]:
-        """Return the reduced added tokens; normalization makes each at most `lengthening` times longer."""
+        """Return the reduced added tokens. Normalization makes each token at most `lengthening` times as long."""
         if not isinstance(tokens, list) or len(tokens) > MAX_ADDED:
             raise self.refuse("added_tokens", tokens, f"a list of up to {MAX_ADDED:,} tokens")
         reduced = [self.fields(f"added_tokens[{i}]", token, ADDED_TOKEN) for i, token in enumerate(tokens)]

@@ -1,6 +1,6 @@
 """Bound how much longer normalizers and pre-tokenizers can make a text, before any text is processed.
 
-A hostile file could multiply a text in each of many components until memory is exhausted.
+In a hostile file, each of many components could multiply the length of a text, until memory is exhausted.
 """
 
 import base64
@@ -18,9 +18,9 @@ MAX_GROWTH = 64
 def growth(components: Sequence[dict[str, Any]]) -> float:
     """Return an upper bound of the factor by which components lengthen a text.
 
-    The bound is computed from the last component to the first. `weights` maps single characters to the maximum length that the
-    components processed so far turn them into; `other` is the maximum for all other characters. Unicode normalization is
-    idempotent, so it counts only for characters that another component writes.
+    The bound is computed from the last component to the first. `weights` maps single characters to the maximum length of
+    the text that the components processed so far turn them into. `other` is the maximum for all other characters. Unicode
+    normalization is idempotent, so it counts only for characters that another component writes.
 
     Args:
         components: reduced components (`tokenizer_file`), in the order in which they are applied.
@@ -36,7 +36,7 @@ def growth(components: Sequence[dict[str, Any]]) -> float:
 
     for component in reversed(components):
         kind = component["type"]
-        added = replaced = 0.0  # maximum length added to each character; maximum length that replaces a character
+        added = replaced = 0.0  # maximum length of the text added to each character, and of the text replacing one
         if kind == "ByteLevel":  # writes each byte as a character, and may put a space before each piece
             replaced, weights = 4 * max([other, *weights.values()]) + ("add_prefix_space" in component), {}
         elif kind in ("Metaspace", "Prepend"):

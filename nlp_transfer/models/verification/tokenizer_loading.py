@@ -1,6 +1,6 @@
 """Check the vocabulary files and the configuration of a tokenizer, and test the loaded tokenizer on short texts.
 
-Hostile files could exhaust memory or time when they are loaded, or return ids far beyond the model's embeddings.
+Hostile files could exhaust memory or time during loading, or make a tokenizer return ids far beyond the model's embeddings.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def reduce_tokenizer_file(path: Path) -> tuple[dict[str, Any], list[str]] | None
     """Check a tokenizer file; its name determines its format.
 
     Returns:
-        None if a library may read the unchanged file; else the reduced document, and the names of the dropped fields.
+        None if a library may read the file unchanged; else the reduced document, and the names of the dropped fields.
 
     Raises:
         UserError: the file is damaged, too large, or could take unlimited time or memory.
@@ -82,11 +82,11 @@ def check_loaded(tokenizer: Any, name: str) -> None:
         name: name of the model, for messages.
 
     Raises:
-        UserError: the tokenizer cannot encode them, returns too many tokens, or has ids far beyond its number of tokens.
+        UserError: the tokenizer cannot encode the texts, returns too many tokens, or has ids far above its number of tokens.
     """
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     for token in tokenizer.added_tokens_decoder.values():
-        # The library would search for an empty token forever.
+        # The library would never stop searching for an empty token.
         if normalizer is not None and token.normalized and not normalizer.normalize_str(token.content):
             raise UserError(
                 f"model: the tokenizer of {name} has an added token {token.content!r} that its normalizer makes empty; "
@@ -101,11 +101,11 @@ def check_loaded(tokenizer: Any, name: str) -> None:
         if len(ids) > MAX_TRIAL_TOKENS * (len(text) + 64):
             raise UserError(
                 f"model: the tokenizer of {name} returns {len(ids):,} tokens for a text of {len(text)} characters; allowed: up "
-                f"to {MAX_TRIAL_TOKENS} for each"
+                f"to {MAX_TRIAL_TOKENS} for each character"
             )
     if (highest := max([added, *(i for ids in rows for i in ids)])) > limit or min(map(min, filter(None, rows)), default=0) < 0:
         raise UserError(
-            f"model: the tokenizer of {name} has an id {highest:,} with {len(tokenizer):,} tokens; allowed: 0 to {limit:,}"
+            f"model: the tokenizer of {name} has ids up to {highest:,} for {len(tokenizer):,} tokens; allowed: 0 to {limit:,}"
         )
 
 
@@ -120,10 +120,10 @@ def check_tokens(tokens: Mapping[str, Any]) -> None:
     """Check the token fields of a tokenizer_config.json, such as `pad_token` and `added_tokens_decoder`.
 
     Args:
-        tokens: by the name of the field, a token, or a list or mapping of tokens.
+        tokens: the value of each field by its name. A value is a token, or a list or mapping of tokens.
 
     Raises:
-        UserError: a field has too many tokens, or a token is too long, or has flags or an id that are not allowed.
+        UserError: a field has too many tokens, a token is too long, or its flags or its id are not allowed.
     """
     for key, value in tokens.items():
         listed = list(value.values()) if isinstance(value, dict) and "content" not in value else value

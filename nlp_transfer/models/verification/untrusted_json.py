@@ -1,4 +1,4 @@
-"""Read untrusted files with limits on size and nesting, which could exhaust memory or crash a parser.
+"""Read untrusted files, with limits on their size and nesting. Without limits they could exhaust memory or crash a parser.
 
 `LIBRARY_ERRORS` are the exceptions that libraries raise for damaged files.
 """
@@ -81,7 +81,7 @@ def _refuse_constant(constant: str) -> None:
 
 
 def _depth(document: Any) -> int:
-    """Return the number of nested levels, at most `MAX_CONFIG_DEPTH` + 1; computed without recursion."""
+    """Return the number of nested levels, but at most `MAX_CONFIG_DEPTH` + 1. Deep nesting cannot cause a RecursionError here."""
     deepest, remaining = 0, [(document, 1)]
     while remaining:
         value, depth = remaining.pop()

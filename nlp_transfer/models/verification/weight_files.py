@@ -1,6 +1,7 @@
-"""Check the size of weight files before a library opens them, and the loaded weights for NaN and infinity.
+"""Check the size of weight files before a library opens them, and check that the loaded weights are finite.
 
-A hostile header or configuration could make a library allocate far more than the file holds; NaN weights make predictions wrong.
+A hostile header or configuration could make a library allocate far more memory than the size of the file. NaN weights make
+predictions wrong.
 """
 
 import json
@@ -21,8 +22,8 @@ from nlp_transfer.utils.errors import UserError, converted, first_line, shorten
 
 MAX_HEADER = 16 * 2**20  # bytes; a model with 1,000 layers needs 1 to 2 MB
 MAX_TENSORS = 100_000
-EXTRA_VALUES = 10**8  # values of a model in addition to MAX_RATIO times those in its file, for a new head or decoder
-MAX_RATIO = 4  # of a model's values to those in its file; a decoder gets additional cross-attention
+EXTRA_VALUES = 10**8  # a model may have this many more values than MAX_RATIO allows, for a new head or decoder
+MAX_RATIO = 4  # maximum of model values / file values; above 1 because a decoder gets additional cross-attention
 SHOWN = 4  # parameters named in a message
 
 Shapes = dict[str, tuple[int, ...]]
@@ -47,14 +48,14 @@ def check_weights(source: ModelSource, model: nn.Module) -> None:
 
 
 def count_values(path: Path) -> int:
-    """Return the number of values in a weight file; for a pickle, an upper bound.
+    """Return the number of values in a weight file, or an upper bound for a pickle.
 
     Raises:
         UserError: the file is damaged, or would exhaust memory.
     """
     with path.open("rb") as file:
         start = file.read(9)
-    # Blobs in the hub's cache have no suffix. A safetensors file starts with the length of its header, below 2^32, and a brace.
+    # Blobs in the hub's cache have no suffix. A safetensors file starts with 8 bytes for the length of its header, and a brace.
     if path.suffix == ".safetensors" or start[4:] == bytes(4) + b"{":
         return sum(map(math.prod, stored_shapes(path).values()))
     check_pickle(path)
@@ -103,19 +104,19 @@ def _read_shapes(path: Path, file: BinaryIO, size: int) -> Shapes:
 
 
 def check_finite(model: nn.Module, origin: str, advice: str, new: Collection[str] = ()) -> None:
-    """Check that all loaded parameters are finite; otherwise predictions would be NaN or silently wrong.
+    """Check that all loaded parameters are finite, because other values would make predictions NaN or silently wrong.
 
     This takes about 10 ms for 22 million parameters. Buffers are not checked: attention masks may be infinite.
 
     Args:
         origin: the file or model, for the message.
         advice: what the user can do, for the message.
-        new: names of parameters that were not loaded, and are not checked.
+        new: names of parameters that were not loaded. They are not checked.
 
     Raises:
         UserError: a parameter is NaN or infinite.
     """
-    # Fast first test: a sum is finite only if all its terms are. Because it may also overflow, suspects are counted exactly.
+    # A fast test first: a sum is finite only if all terms are. Finite terms may also overflow, so suspects are counted exactly.
     suspects = [
         (name, parameter)
         for name, parameter in model.named_parameters()
@@ -131,7 +132,7 @@ def check_finite(model: nn.Module, origin: str, advice: str, new: Collection[str
 
 
 def explain_load_error(error: BaseException, files: list[Path]) -> str:
-    """Return a short message for an error in loading weights; the message names a pickle that torch refused."""
+    """Return a short message for an error in loading weights. If torch refused a pickle, the message names it."""
     pickles = [path.name for path in files if path.suffix == ".bin"]
     if pickles and (isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error).lower().replace(" ", "_")):
         return refusal(pickles[0])

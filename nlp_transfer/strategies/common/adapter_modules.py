@@ -1,4 +1,4 @@
-"""Adapters: select the modules to adapt and to train completely, and add and save adapters."""
+"""Adapters: select the modules to adapt and those to train completely, and add and save adapters."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ ATTENTION = re.compile(r"(query|key|value|_proj|q_lin|k_lin|v_lin|attn\.[qkv]|Wq
 
 
 def add_adapter(model: PreTrainedModel, config: Any) -> Any:
-    """Add the adapter of a peft configuration. Tied parameters stay tied."""
+    """Add the adapter that a peft configuration describes. Tied parameters stay tied."""
     from peft import TaskType, get_peft_model
 
     head = HEAD.search(type(model).__name__)
@@ -39,7 +39,7 @@ def chosen_layers(model: nn.Module, layers: Layers, requested: str | Sequence[st
 
     Args:
         requested: `all`, `attention` (queries, keys and values), or names.
-        place: The setting with `requested`, for messages.
+        place: The setting that contains `requested`, for messages.
 
     Raises:
         UserError: If the layers have no linear module with a requested name.
@@ -61,7 +61,7 @@ def chosen_layers(model: nn.Module, layers: Layers, requested: str | Sequence[st
 
 
 def module_pattern(layers: Layers, chosen: Iterable[str], numbers: Iterable[int] | None = None) -> str:
-    """Return a regular expression for the full paths of the chosen modules, which does not match modules of the head.
+    """Return a regular expression that matches the full paths of the chosen modules, but no module of the head.
 
     Args:
         numbers: Indices of the layers to match. None: all layers.
@@ -72,7 +72,7 @@ def module_pattern(layers: Layers, chosen: Iterable[str], numbers: Iterable[int]
 
 
 def last_of_layers(model: nn.Module, layers: Layers) -> set[str]:
-    """Return the names, relative to their layer, of the last linear modules: the outputs of the feed-forward blocks."""
+    """Return the name, relative to its layer, of the last linear module of each layer: the output of the feed-forward block."""
     last: dict[str, str] = {}
     for name, module in model.named_modules():
         stack = next((stack for stack in layers.stacks if name.startswith(stack + ".")), None)
@@ -83,7 +83,7 @@ def last_of_layers(model: nn.Module, layers: Layers) -> set[str]:
 
 
 def norm_pattern(model: nn.Module, layers: Layers) -> str:
-    """Return a regular expression for the paths of all normalization modules, which may differ between layers."""
+    """Return a regular expression for the paths of all normalization modules, whose names may differ between layers."""
     stacks = tuple(f"{stack}." for stack in layers.stacks)
     inside = [
         name
@@ -105,7 +105,7 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 
 def can_merge(model: Any) -> bool:
-    """Return whether peft can merge the adapter into the weights, by trying it on a copy of one layer."""
+    """Return whether peft can merge the adapter into the weights. This is tested on a copy of one layer."""
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
     if not isinstance(model.base_model, BaseTuner):
@@ -123,8 +123,9 @@ def can_merge(model: Any) -> bool:
 def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
     """Return the paths of the modules to train completely: the pooler and the head, or a new decoder.
 
-    A pretrained pooler is included, since it was trained for another purpose. For a decoder the paths of its children are
-    returned: peft matches the ends of paths, and a BERT decoder contains a submodule that is also called `decoder`.
+    A pretrained pooler is included, since it was trained for another purpose. For a decoder, the paths of its children are
+    returned instead of its own path: peft matches the ends of paths, and a BERT decoder also contains a submodule named
+    `decoder`.
     """
     if layers.decoder:
         return []
@@ -140,7 +141,7 @@ def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
 
 
 def tied_parameters(model: nn.Module) -> list[list[str]]:
-    """Return the names of each tied parameter, such as the input and output embeddings of a decoder."""
+    """Return, for each tied parameter, all of its names, such as those of the input and output embeddings of a decoder."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -148,7 +149,7 @@ def tied_parameters(model: nn.Module) -> list[list[str]]:
 
 
 def restore_ties(model: nn.Module, tied: list[list[str]]) -> None:
-    """Restore ties that peft has broken by copying the modules in `modules_to_save`."""
+    """Restore the ties that peft broke when it copied the modules in `modules_to_save`."""
     for first, *others in tied:
         for name in others:
             owner, _, attribute = name.rpartition(".")
@@ -158,7 +159,7 @@ def restore_ties(model: nn.Module, tied: list[list[str]]) -> None:
 
 
 def _trainable_module(model: Any, path: str) -> Any:
-    """Return the module at a path, or the trainable copy that peft has made of it."""
+    """Return the module at a path, or its trainable copy if peft has made one."""
     for name in path.split("."):
         model = getattr(model, name)
         if hasattr(model, "modules_to_save"):

@@ -69,7 +69,7 @@ class Combined(Strategy):
 
 
 def parts_of(strategy: Strategy) -> dict[str, Strategy]:
-    """Return the strategies of a list, by place (`strategy.0` and so on), or the single one as `strategy`."""
+    """Return each strategy of a list under its place (`strategy.0` and so on), or a single strategy under `strategy`."""
     if isinstance(strategy, Combined):
         return {f"strategy.{i}": part for i, part in enumerate(strategy.parts)}
     return {"strategy": strategy}

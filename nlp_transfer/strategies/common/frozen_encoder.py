@@ -12,7 +12,7 @@ from nlp_transfer.utils.errors import UserError
 
 
 def with_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, where: Where) -> Job:
-    """Return the job with cached features instead of tokens, and make the model start its forward pass from them.
+    """Return the job with cached features instead of tokens, and make the forward pass of the model start from these features.
 
     Args:
         point: The layer whose output is cached.
@@ -27,7 +27,7 @@ def with_cached_features(job: Job, model: PreTrainedModel, point: CachePoint, wh
         )
     if any(type(table) is not TokenTable for table in job.tables.values()):
         raise UserError(
-            "strategy.cache: another strategy of the list changes the tables, which then cannot be cached; allowed: none"
+            "strategy.cache: another strategy in the list changes the tables, so their features cannot be cached; allowed: none"
         )
     enable_replay(model, point)
     check_replay(model, job.tables["train"], point, job.device)

@@ -1,4 +1,4 @@
-"""The data structures that the training loop and strategies exchange: job, phases, view, state and parameter groups."""
+"""The data structures that the training loop and strategies exchange: jobs, phases, views, states and parameter groups."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,16 +25,17 @@ Losses = dict[str, torch.Tensor]
 class Job:
     """A task with its data, checkpoint and training settings.
 
-    `Strategy.prepare_data` returns a changed copy, with other tables, additional objectives, values for `auto`
-    settings, or another module to train.
+    `Strategy.prepare_data` returns a changed copy. It can change the tables, add objectives, replace `auto` settings by values,
+    or set another module to train.
 
     Attributes:
         tables: Tokenized rows of each split.
         rows: Rows of each split as read from the data source.
         precision: `fp32`, `bf16` or `fp16`.
-        objectives: Losses that a phase can train instead of the task's, by the name in `Phase.objective`.
-        skipped: Bad rows that were skipped, each with its split.
-        model: The module to train, if it is not the model from `prepare_model`.
+        objectives: Losses that a phase can use instead of the loss of the task. `Phase.objective` contains the name of one of
+        them.
+        skipped: Bad rows that were skipped, each with the name of its split.
+        model: The module to train. None: the model from `prepare_model`.
     """
 
     task: Task
@@ -53,7 +54,7 @@ class Job:
         return encode_table(self.task, rows, self.checkpoint.tokenizer, targets=targets)
 
     def sample(self, rows: int = 4) -> dict[str, torch.Tensor]:
-        """Return a batch of at most `rows` rows of the first split for testing a model. Without any split, use sample texts."""
+        """Return a batch for testing a model: at most `rows` rows of the first split, or sample texts if there is no split."""
         table = next(iter(self.tables.values()), None)
         if table is None:
             texts = from_columns(dict.fromkeys(self.task.inputs, SAMPLE_TEXTS), "sample texts")
@@ -65,19 +66,19 @@ class Job:
 class Phase:
     """One phase of training, as plain data that is saved in checkpoints.
 
-    The model is prepared for distributed training at the start of each phase: otherwise, parameters that become trainable later
-    would not be synchronized.
+    The model is prepared for distributed training at the start of each phase. With a single preparation, parameters that become
+    trainable later would not be synchronized.
 
     Attributes:
-        split: The table to train on.
-        trainable: Names of the parameters to train. None: those with `requires_grad`.
+        split: Name of the table to train on.
+        trainable: Names of the parameters to train. None: all parameters with `requires_grad`.
         epochs: Number of epochs. None: as in the training settings.
-        following: Number of later phases. The remaining steps of `training.max_steps` are divided evenly among this phase and
-            them.
+        following: Number of phases after this one. The remaining steps of `training.max_steps` are divided evenly among this
+        phase and those.
         learning_rate_scale: Factor on the learning rate.
-        keep_optimizer: Whether to keep the optimizer state of parameters trained in earlier phases.
-        patience: Evaluations without improvement after which the phase ends. None: as in the training settings.
-        evaluate: Whether to evaluate during the phase; not useful while the head is untrained.
+        keep_optimizer: Whether to keep the optimizer state of parameters that earlier phases trained.
+        patience: Number of evaluations without improvement after which the phase ends. None: as in the training settings.
+        evaluate: Whether to evaluate during the phase. Evaluation is not useful while the head is untrained.
         objective: A name in `Job.objectives`. None: the loss of the task.
         also: Additional training rows with labels assigned by the strategy: `{split, rows, labels}` as JSON.
     """
@@ -101,11 +102,12 @@ class View:
 
     Attributes:
         history: Validation metrics so far, oldest first.
-        predict: Predicts all rows of a table, in order, with the best weights so far; without validation, with the latest ones.
-        epochs: Number of epochs from the training settings, or that corresponds to `max_steps`.
+        predict: Predicts all rows of a table, in order, with the best weights so far; without validation, with the current
+        weights or their moving average.
+        epochs: Number of epochs in the training settings, or the number that corresponds to `max_steps`.
         windows_in_epoch: Number of optimizer steps in one epoch.
         max_steps: `training.max_steps`, which overrides the epochs.
-        steps_left: Remaining steps of `max_steps`. None: `max_steps` is not set.
+        steps_left: How many of the `max_steps` remain. None: `max_steps` is not set.
     """
 
     model: nn.Module
@@ -129,7 +131,7 @@ class Group:
 
 @dataclass
 class State:
-    """State of a strategy between phases, saved in checkpoints as JSON.
+    """What a strategy remembers between phases; saved in checkpoints as JSON.
 
     Attributes:
         finished: Names of the finished phases.

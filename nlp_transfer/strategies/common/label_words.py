@@ -6,13 +6,13 @@ from nlp_transfer.utils.errors import UserError, did_you_mean
 
 
 def describe_labels(labels: Sequence[str], descriptions: Mapping[str, str], setting: str) -> list[str]:
-    """Return a description of each label. Default: its name, with spaces instead of underscores.
+    """Return a description of each label. Default: its name, with underscores replaced by spaces.
 
     Args:
-        setting: The setting with the descriptions, for messages.
+        setting: The setting that contains the descriptions, for messages.
 
     Raises:
-        UserError: If a description is for an unknown label.
+        UserError: If there is a description of an unknown label.
     """
     for name in descriptions:
         if name not in labels:

@@ -1,4 +1,4 @@
-"""Learning rates by depth, for models with or without a peft adapter."""
+"""Learning rates that depend on the depth of a layer, for models with or without a peft adapter."""
 
 import re
 from dataclasses import replace
@@ -11,7 +11,7 @@ from nlp_transfer.strategies.common.job import Group
 from nlp_transfer.utils.errors import UserError
 
 HEAD_SCALE = 10.0  # learning rate of the head relative to that of pretrained layers; the default of full fine-tuning
-DECODER_SCALE = 3.0  # learning rate of a new decoder: lower than that of a head, since a decoder is deep
+DECODER_SCALE = 3.0  # the same for a new decoder: lower, since a decoder is deep
 PEFT_NAMES = re.compile(r"^base_model\.model\.|\.modules_to_save\.default(?=\.)|\.base_layer(?=\.)")
 
 
@@ -21,7 +21,7 @@ def plain_name(name: str) -> str:
 
 
 def added_by_peft(name: str) -> bool:
-    """Return whether a parameter belongs to an adapter, by the adapter name `default` in its name."""
+    """Return whether a parameter belongs to an adapter. Its name then contains the adapter name `default`."""
     return "default" in plain_name(name).split(".")
 
 
@@ -40,7 +40,7 @@ def separate_layers(model: nn.Module, strategy: str, why: str) -> Layers:
 
     Args:
         strategy: Name of the strategy, for the message.
-        why: The consequence of shared weights, for the message.
+        why: What shared weights make impossible, for the message.
 
     Raises:
         UserError: If the layers share their weights, as in ALBERT, or the model family is unknown.
@@ -57,8 +57,8 @@ def separate_layers(model: nn.Module, strategy: str, why: str) -> Layers:
 def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Group]:
     """Split the groups, and set the factor on the learning rate of the pooler and the head.
 
-    The decoder of an encoder-decoder is treated like a head. Its factor is 1 if it is pretrained, otherwise at most
-    `DECODER_SCALE`.
+    The decoder of an encoder-decoder is treated like a head. Its factor is 1 if it is pretrained. For a new decoder, the factor
+    is at most `DECODER_SCALE`.
     """
     try:
         layers = find_layers(model)
@@ -75,7 +75,7 @@ def scale_head(model: nn.Module, groups: list[Group], factor: float) -> list[Gro
 
 
 def scale_mixed_head(model: nn.Module, groups: list[Group]) -> list[Group]:
-    """Apply `scale_head` with `HEAD_SCALE`, unless another strategy of the list determines the learning rate of the head.
+    """Apply `scale_head` with `HEAD_SCALE`, unless another strategy in the list already determines the learning rate of the head.
 
     That is assumed if parts of the encoder are frozen, or if no group contains both pretrained layers and the head.
     """

@@ -33,7 +33,7 @@ def last_linear(model: Any, setting: str) -> nn.Linear:
     inner = [name for name, parameter in model.named_parameters() if name in new and id(parameter) not in last]
     if inner:
         raise UserError(
-            f"{setting}, which fits a single layer; {inner[0]} is below it, is new and would keep its random weights; "
+            f"{setting}, which fits a single layer; the layer {inner[0]} before it is new and would keep its random weights; "
             "allowed: task.head: null, which has a single layer"
         )
     return layers[-1]
@@ -43,14 +43,14 @@ def freeze_for_computed_head(model: PreTrainedModel, setting: str) -> None:
     """Freeze all parameters, and check that the last layer is the only one without trained weights.
 
     Raises:
-        UserError: If another layer is untrained.
+        UserError: If another layer has untrained weights.
     """
     last_linear(model, setting)
     freeze(model, {name for name, _ in model.named_parameters()})
 
 
 def layer_inputs(model: nn.Module, layer: nn.Module, table: TokenTable, batch_size: int = 256) -> np.ndarray:
-    """Return the layer's input for each row, computed in evaluation mode: float32 of shape (rows, width)."""
+    """Return the input of the layer for each row, float32 of shape (rows, width). The model runs in evaluation mode."""
     device = next(model.parameters()).device
     inputs: list[np.ndarray] = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu().numpy()))
@@ -70,7 +70,7 @@ def layer_inputs(model: nn.Module, layer: nn.Module, table: TokenTable, batch_si
 def set_layer(layer: nn.Linear, weight: np.ndarray, bias: np.ndarray) -> None:
     """Set the weight, of shape (labels, width), and the bias, of shape (labels,).
 
-    The bias is ignored if the layer has none. Predictions are then correct only if it is equal for all labels.
+    A layer without a bias ignores `bias`. Predictions are then correct only if `bias` is the same for all labels.
     """
     with torch.no_grad():
         layer.weight.copy_(torch.as_tensor(weight))
@@ -79,7 +79,7 @@ def set_layer(layer: nn.Linear, weight: np.ndarray, bias: np.ndarray) -> None:
 
 
 def fit_logistic_regression(model: nn.Module, table: TokenTable, regularization: float = 1.0) -> None:
-    """Fit the last layer with scikit-learn's logistic regression. A multi-label task has one regression per label."""
+    """Fit the last layer by logistic regression with scikit-learn. In a multi-label task, fit one regression per label."""
     from sklearn.linear_model import LogisticRegression
 
     layer = last_linear(model, "strategy.classifier: found logistic_regression")
@@ -90,7 +90,7 @@ def fit_logistic_regression(model: nn.Module, table: TokenTable, regularization:
         return fitted.coef_, fitted.intercept_
 
     if labels.ndim == 2:
-        zeros = np.zeros((1, inputs.shape[1]))  # for labels of all rows or of no row
+        zeros = np.zeros((1, inputs.shape[1]))  # for labels that all rows have, or none
         weights, biases = zip(
             *(
                 fit(column.astype(int)) if 0 < column.sum() < len(column) else (zeros, np.array([1e4 if column[0] else -1e4]))
@@ -102,7 +102,7 @@ def fit_logistic_regression(model: nn.Module, table: TokenTable, regularization:
         return
     weight, bias = fit(labels)
     present = np.unique(labels)
-    if len(present) == 2 and len(weight) == 1:  # scikit-learn has a single vector for two classes
+    if len(present) == 2 and len(weight) == 1:  # for two classes, scikit-learn fits a single vector
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     all_weights = np.zeros((layer.out_features, layer.in_features))
     all_biases = np.full(layer.out_features, -1e4)  # a class without rows is never predicted

@@ -12,7 +12,7 @@ from nlp_transfer.strategies.common.linear_heads import last_linear, layer_input
 from nlp_transfer.utils.errors import UserError
 
 UNREACHABLE = 1e4  # far above any other logit
-MAX_SCALE = 100.0  # in units of 1 / average distance; without it, separable data have an infinite scale
+MAX_SCALE = 100.0  # in units of 1 / average distance; for separable data, the best scale would be infinite
 
 
 def write_prototypes(model: Any, table: TokenTable, setting: str) -> None:
@@ -42,7 +42,7 @@ def write_prototypes(model: Any, table: TokenTable, setting: str) -> None:
 def nearest_mean(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the weight (count, width) and bias (count,) of a nearest-mean classifier.
 
-    Its logits are -s times the squared distance to each label's mean, plus a term that is the same for all labels of a row.
+    The logit of a label is -s times the squared distance to its mean, plus a term that is the same for all labels.
 
     Args:
         inputs: float64 of shape (rows, width).
@@ -63,7 +63,7 @@ def leave_one_out_accuracy(inputs: np.ndarray, labels: np.ndarray, count: int) -
 
 
 def _means(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of rows of each label, int64 (count,), and their means, float64 (count, width)."""
+    """Return the number of rows with each label, int64 (count,), and the mean of these rows, float64 (count, width)."""
     rows = np.bincount(labels, minlength=count)
     sums = np.zeros((count, inputs.shape[1]))
     np.add.at(sums, labels, inputs)
@@ -71,14 +71,14 @@ def _means(inputs: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def _distances(inputs: np.ndarray, labels: np.ndarray, means: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return leave-one-out squared distances to the means: the mean of a row's label is computed without that row.
+    """Return leave-one-out squared distances to the means: for each row, the mean of its label is computed without that row.
 
     Example: rows at 0, 3 and 6 with the same label have the mean 3. Without the first row the mean is 4.5, so the squared
     distance of that row is 4.5 ** 2 instead of 3 ** 2.
 
     Returns:
-        Distances of shape (n, labels with rows), for the n rows that share their label with another row; and the column of each
-        row's label, int64 of shape (n,).
+        Distances of the n rows that share their label with another row, of shape (n, labels with rows); and for each of these
+        rows, the column of its label, int64 of shape (n,).
     """
     distances = (inputs**2).sum(1)[:, None] - 2 * inputs @ means.T + (means**2).sum(1)
     shared = np.flatnonzero(rows[labels] > 1)

@@ -1,4 +1,4 @@
-"""The strategy protocol: how a pretrained model is adapted to a task."""
+"""The base class of strategies."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,14 +10,15 @@ from pydantic import ConfigDict
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.settings.schema import DataConfig, Settings
+from nlp_transfer.settings.named_settings import NamedSettings
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies.common.job import Group, Job, Losses, Phase, State, View
 from nlp_transfer.strategies.common.strategy_traits import StrategyTraits
 from nlp_transfer.tasks import Task
 from nlp_transfer.utils.errors import Problems
 
 
-class Strategy(Settings):
+class Strategy(NamedSettings):
     """How a pretrained model is adapted to a task.
 
     The defaults implement full fine-tuning. A strategy overrides the members in which it differs.
@@ -27,16 +28,16 @@ class Strategy(Settings):
 
     @property
     def traits(self) -> StrategyTraits:
-        """Facts about the strategy. Override it by a class attribute, or by a property if they depend on settings."""
+        """Facts about the strategy. Override this with a class attribute, or with a property if the facts depend on settings."""
         return StrategyTraits()
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
-        """Report problems of the settings, before any data is read, and settings without effect (`problems.no_effect`).
+        """Report invalid settings, and settings without effect (`problems.no_effect`). Called before data is read.
 
-        Omit what follows from the traits, such as a missing `data.train`.
+        Omit problems that follow from the traits, such as a missing `data.train`; they are reported elsewhere.
 
         Returns:
-            The task, with the labels in the strategy's settings if there is no training data to learn them from.
+            The task. If there is no training data that shows the labels, the task has those in the settings of the strategy.
         """
         return task
 
@@ -52,32 +53,38 @@ class Strategy(Settings):
         return job
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Return changed parameter groups. By default there are two groups: with and without weight decay."""
+        """Return changed parameter groups. By default there are two: one with weight decay, one without."""
         return groups
 
     def next_phase(self, state: State, view: View) -> Phase | None:
-        """Return the phase that follows those in `state.finished`. None: training ends, possibly before the first phase."""
+        """Return the next phase, after those in `state.finished`. None: training ends; there may have been no phase at all."""
         return None if state.finished else Phase()
 
     def loss(self, losses: Losses, outputs: Any, batch: Mapping[str, torch.Tensor], model: nn.Module) -> Losses:
-        """Return changed or additional loss terms, as sums. Terms not counted by the task are divided by the number of rows."""
+        """Return the loss terms, changed or with additional ones. Each term is a sum over the batch.
+
+        The training loop divides each term by the count that the task gives for it, or else by the number of rows.
+        """
         return losses
 
     def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Return a model that can be loaded without the strategy. Save additional files, such as an adapter, in `folder`.
 
         Args:
-            model: The trained model; also an untrained one, for which `prepare_data` was not called.
+            model: The trained model. It can also be an untrained one, for which `prepare_data` was not called.
         """
         return model
 
     def auxiliary_jobs(self, model: nn.Module) -> dict[str, tuple[Job, PreTrainedModel]]:
-        """Return the auxiliary jobs by name, each with its model. They are scored and saved separately."""
+        """Return the auxiliary jobs by name, each with its model. Their models are scored and saved separately."""
         return {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Check that a class with its own `next_phase` says so, since the method would not be called in every list."""
+        """Check that a class which overrides `next_phase` has the trait `owns_phases`.
+
+        Without it, the method might not be called for a strategy in a list.
+        """
         if cls.next_phase is Strategy.next_phase:
             return
         traits = inspect.getattr_static(cls, "traits")

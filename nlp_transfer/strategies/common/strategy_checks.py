@@ -1,4 +1,4 @@
-"""Checks of a strategy's settings, and the tasks and models that they name."""
+"""Check the settings of strategies, and find the tasks that they name."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from nlp_transfer.utils.errors import Problems, UserError
 
 
 def check_strategy(strategy: Strategy, data: DataConfig, task: Task, problems: Problems) -> Task:
-    """Check the settings of a strategy, also those that its traits require; return the task as in `Strategy.check`."""
+    """Check the settings of a strategy, including what its traits require. Return the task, as `Strategy.check` does."""
     for part in parts_of(strategy).values():
         _check_task(part, task, problems)
     needing = [part for part in parts_of(strategy).values() if part.traits.needs_train]
@@ -25,7 +25,7 @@ def check_strategy(strategy: Strategy, data: DataConfig, task: Task, problems: P
 
 
 def _check_task(strategy: Strategy, task: Task, problems: Problems) -> None:
-    """Report a task of a kind for which the strategy is not defined."""
+    """Report a problem if the strategy does not support this kind of task."""
     needed, name = strategy.traits.needs_task, registry.name_of(type(strategy))
     if needed == "any" or (task.traits.pools and (needed == "vector" or task.traits.classes)):
         return
@@ -41,9 +41,9 @@ def _has_labels(task: Task) -> bool:
 
 
 def nested_tasks(strategy: Strategy) -> dict[str, tuple[DataConfig, Task]]:
-    """Return the data and task of each additional task in the settings, by dotted name, such as `strategy.tasks.0`.
+    """Return the data and the task of each additional task in the settings, by dotted name such as `strategy.tasks.0`.
 
-    A value of a setting, or an item of a list, is an additional task if it has a `data: DataConfig` and a `task`.
+    An additional task is a setting, or an item of a list, that has a `data: DataConfig` and a `task`.
     """
     nested: dict[str, tuple[DataConfig, Task]] = {}
     for place, part in parts_of(strategy).items():
@@ -61,7 +61,7 @@ def check_list(strategies: Sequence[Strategy]) -> None:
     """Check that strategies can be combined in this order.
 
     Raises:
-        UserError: If a strategy is repeated, is at a position where it may not be, or strategies contradict each other.
+        UserError: If a strategy is repeated, is at a position that is not allowed, or contradicts another one.
     """
     traits = [(registry.name_of(type(strategy)), strategy.traits) for strategy in strategies]
     names = [name for name, _ in traits]

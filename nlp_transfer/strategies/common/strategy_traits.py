@@ -15,8 +15,8 @@ SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # a small sentence en
 def default_learning_rate(model: nn.Module) -> float:
     """Return the peak learning rate of full fine-tuning.
 
-    Wider models need lower rates: in published recipes for encoders of width 384, 768 and 1024, the rate falls a little
-    faster than with the square of the width.
+    Wider models need lower rates: in published recipes for encoders of width 384, 768 and 1024, the rate falls a little faster
+    than 1 / width^2.
     """
     return float(f"{min(5e-4, 5e-5 * (768 / width(model)) ** 2.5):.1e}")
 
@@ -30,20 +30,20 @@ class StrategyTraits:
         owns_phases: Whether `next_phase` defines the phases of training. At most one strategy of a list may do so.
         position: Allowed position in a list of strategies. A strategy that replaces layers must be the first.
         takes_steps: Whether the strategy takes optimizer steps.
-        only_trains: Whether the strategy only changes learning rates, weight decay or the loss. It then has no effect in a list
-            with a strategy that takes no optimizer steps.
-        shortened_by: The setting that removes layers of the checkpoint. None: the model has all of them.
+        only_trains: Whether the strategy only changes learning rates, weight decay or the loss. If so, it has no effect when
+        combined with a strategy that takes no optimizer steps.
+        shortened_by: The setting with which the strategy removes layers of the checkpoint. None: the strategy keeps all layers.
         adds_adapter: Whether the strategy trains an adapter, which needs all layers of the checkpoint.
-        needs_task: Required kind of task. `vector`: its models predict from one vector per text. `classes`: in addition, its rows
-            have classes.
+        needs_task: Required kind of task. `vector`: models of the task predict from one vector per text. `classes`: the same,
+        and rows have classes.
         needs_train: Whether `data.train` is required.
-        needs_validation: Whether a validation split is required, even a small one.
+        needs_validation: Whether a validation split is required. It can be small.
         uses_unlabelled: Whether `data.unlabelled` has an effect.
-        always_used: Dotted names of settings that have an effect with this strategy, even where another setting would usually
-            override them.
-        default_model: A small model that suits the strategy, the default of `model`. None: `model` must be set.
+        always_used: Dotted names of settings that have an effect with this strategy even if another setting would usually
+        override them.
+        default_model: Default value of `model`: a small model that suits the strategy. None: `model` must be set.
         head: The head to use if `task.head` is null. None: the head of the model family.
-        learning_rate: Returns the peak learning rate of a model for `learning_rate: auto`.
+        learning_rate: Function that returns the peak learning rate of a model, for `learning_rate: auto`.
     """
 
     owns_parameters: bool = False
@@ -64,7 +64,7 @@ class StrategyTraits:
 
 
 def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
-    """Return the traits of a list of strategies that acts as one."""
+    """Return the traits of a combination of strategies."""
     rates = [part.learning_rate for part in parts if part.learning_rate is not default_learning_rate]
     return StrategyTraits(
         owns_parameters=any(part.owns_parameters for part in parts),

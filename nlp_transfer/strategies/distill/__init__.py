@@ -3,13 +3,13 @@
 When to use it: for a smaller, faster model with slightly lower accuracy, especially with unlabeled rows (`data.unlabelled`),
 which the teachers label.
 
-Cost: one forward pass of each teacher per row, then that of full fine-tuning. Teacher outputs take 4 bytes per row and label;
-with `hidden`, also 4 bytes times the width per row and student layer.
+Cost: one forward pass of each teacher per row, then the cost of full fine-tuning. Teacher outputs take 4 bytes per row and
+    label; with `hidden`, also 4 bytes x the encoder width per row and student layer.
 
-Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", 1503.02531. Hidden states are normalized before they
-are compared, as in Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", 1908.09355, and averaged over
-all tokens, similar to Jiao et al. 2020, "TinyBERT", 1909.10351. Students initialized with some layers of a pretrained model:
-Sanh et al. 2019, "DistilBERT", 1910.01108.
+Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", 1503.02531. Hidden states are normalized before the
+comparison, as in Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", 1908.09355, and averaged over
+all tokens, similar to Jiao et al. 2020, "TinyBERT", 1909.10351. The student can be initialized with some layers of a pretrained
+model, as in Sanh et al. 2019, "DistilBERT", 1910.01108.
 """
 
 from collections.abc import Mapping
@@ -51,17 +51,16 @@ class Distill(Strategy):
     """
 
     teacher: Annotated[Name | Annotated[list[Name], Field(min_length=1)] | None, NamesModel()] = None
-    """A model fine-tuned for this task, or a list of such models, which are averaged. Each is a run folder, a model folder, a hub
-    id or pypi:... null: no teacher; the student is trained on labels only."""
+    """A model fine-tuned for this task, or a list of such models, whose predictions are averaged. Each is given as a run
+    folder, a model folder, a hub id or pypi:... null: no teacher; the student is trained on labels only."""
     student_layers: Count | None = None
     """Number of layers of the student: the first, the last, and evenly spaced layers in between. null: all layers."""
     temperature: Annotated[Positive, UsedWith(teacher=Not(None))] = 2.0
-    """Temperature of the softmax of teacher and student. Higher values give unlikely labels more weight. Not used in
-    regression."""
+    """Softmax temperature of teacher and student. Higher values give unlikely labels more weight. Regression does not use it."""
     alpha: Annotated[float, Field(gt=0, le=1), UsedWith(teacher=Not(None))] = 0.5
     """Weight of the loss on teacher predictions. The weight of the loss on labels is 1 - alpha."""
     hidden: Annotated[float, Field(ge=0), UsedWith(teacher=Not(None))] = 0.0
-    """Weight of the distance between hidden states of student and teachers, which must have the same width. 0: off."""
+    """Weight of the distance between the hidden states of student and teachers, whose widths must be equal. 0: off."""
 
     _hooks: list[Any] = PrivateAttr(default_factory=list)
 
@@ -91,11 +90,11 @@ class Distill(Strategy):
         return task
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Give the head a higher learning rate, unless another strategy of the list determines it."""
+        """Give the head a higher learning rate, unless another strategy in the list determines that rate."""
         return scale_mixed_head(model, groups)
 
     def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Remove layers from the student. With `hidden`, make it return hidden states until `export_model`.
+        """Remove layers from the student. With `hidden`, make it return hidden states until `export_model` is called.
 
         Raises:
             UserError: If the model has too few layers, or has a head that does not return hidden states.
@@ -117,7 +116,7 @@ class Distill(Strategy):
         """Add the unlabeled rows and the predictions of the teachers to the training table.
 
         Raises:
-            UserError: If a teacher cannot be used, or rows are augmented or oversampled.
+            UserError: If a teacher cannot be used, or the settings augment or oversample rows.
         """
         if self.teacher is None:
             return job
@@ -138,7 +137,7 @@ class Distill(Strategy):
             soft, states = teacher_outputs[split]
             columns = {"target_soft": soft} | ({} if states is None else {"target_states": states})
             labels = job.tables["train"].dense["labels"]
-            if split == UNLABELLED:  # placeholders
+            if split == UNLABELLED:  # placeholder labels
                 columns["labels"] = np.zeros((len(table), *labels.shape[1:]), labels.dtype)
             columns["target_hard"] = np.full(len(table), split != UNLABELLED)
             extended.append(replace(table, dense=table.dense | columns))
@@ -153,11 +152,11 @@ class Distill(Strategy):
     def _teacher_outputs(
         self, sources: list[str], job: Job, student: PreTrainedModel, splits: list[str]
     ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-        """Return the average outputs of the teachers, by split.
+        """Return the outputs of the teachers for each split, averaged over the teachers.
 
         Returns:
-            Soft targets, float32 of shape (rows, labels); and with `hidden`, normalized states, float32 of shape (rows, layers,
-            width).
+            For each split, soft targets, float32 of shape (rows, labels); and with `hidden`, normalized hidden states, float32
+            of shape (rows, layers, width), otherwise None.
         """
         kind, layers = str(student.config.problem_type), _depth(student) if self.hidden else 0
         sums: dict[str, list[np.ndarray]] = {}
@@ -183,15 +182,15 @@ class Distill(Strategy):
 
 
 def _output_states(_: nn.Module, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Request hidden states from the forward pass during training."""
+    """In training, make the forward pass return hidden states."""
     return arguments, inputs | ({"output_hidden_states": True} if torch.is_grad_enabled() else {})
 
 
 def soft_targets(logits: np.ndarray, kind: str, temperature: float) -> np.ndarray:
-    """Return the soft targets of a teacher: probabilities at a temperature; in a regression, its predictions.
+    """Return the soft targets of a teacher: its probabilities at a temperature or, in a regression, its predictions.
 
     Args:
-        logits: float32 of shape (rows, labels), like the result.
+        logits: float32 of shape (rows, labels). The result has the same type and shape.
         kind: transformers' `problem_type`.
     """
     if kind == "regression":
@@ -207,8 +206,9 @@ class DistillationObjective(Objective):
     It is the sum of three terms: the task's loss on labeled rows, with weight 1 - `alpha`; the distance to the teachers'
     predictions on all rows, with weight `alpha`; and the distance to the teachers' hidden states, with weight `hidden`.
 
-    A batch also contains `target_soft`, the teachers' predictions, float32 of shape (rows, labels); `target_hard`, whether a row
-    is labeled, bool of shape (rows,); and with `hidden`, `target_states`, float32 of shape (rows, layers, width).
+    A batch also contains `target_soft`, the predictions of the teachers, float32 of shape (rows, labels), and `target_hard`,
+    bool of shape (rows,), which tells whether a row is labeled. With `hidden` it also contains `target_states`, the hidden
+    states of the teachers, float32 of shape (rows, layers, width).
 
     Attributes:
         labeled: The loss of the task.
@@ -223,8 +223,8 @@ class DistillationObjective(Objective):
     def count(self, batch: Batch) -> dict[str, float]:
         """Return the number of items of each term.
 
-        The counts of the task's terms are extrapolated from labeled rows to all rows, so that the weight of a labeled row does
-        not depend on the number of unlabeled rows in the same optimizer step.
+        The counts of the terms of the task are scaled up from the labeled rows to all rows. The weight of a labeled row
+        therefore does not depend on the number of unlabeled rows in the same optimizer step.
         """
         soft = batch["target_soft"]
         rows, labeled = float(len(soft)), float(batch["target_hard"].sum())
@@ -233,7 +233,7 @@ class DistillationObjective(Objective):
         return counts | {"rows": rows, "soft": float(soft.numel()) if self._by_label else rows, "hidden": rows}
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return summed losses (fp32, shape ()): the task's terms, `soft` and `hidden`."""
+        """Return the loss terms, summed over rows (fp32, shape ()): those of the task, `soft` and `hidden`."""
         logits = outputs.logits.float()
         losses = self.labeled.loss(SimpleNamespace(logits=logits[batch["target_hard"]]), _labeled(batch))
         terms = {name: (1 - self.alpha) * value for name, value in losses.items()}
@@ -245,7 +245,7 @@ class DistillationObjective(Objective):
         return terms
 
     def soft(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the summed KL divergence from the teachers' probabilities; in a regression, the summed squared error.
+        """Return the KL divergence from the teachers' probabilities or, in a regression, the squared error, summed over rows.
 
         The divergence is multiplied by the squared temperature, so that the size of gradients does not depend on the temperature.
 

@@ -23,24 +23,24 @@ from nlp_transfer.utils.errors import UserError
 def evenly_spaced(depth: int, count: int) -> list[int]:
     """Return the indices of `count` of `depth` layers: the first, the last, and evenly spaced layers in between.
 
-    Example: for 6 of 12 layers, 0, 2, 4, 7, 9 and 11, as in DistilBERT. A single layer is the first one.
+    Example: for 6 of 12 layers, 0, 2, 4, 7, 9 and 11, as in DistilBERT. If `count` is 1, the first layer is returned.
     """
     return [0] if count == 1 else [round(i * (depth - 1) / (count - 1)) for i in range(count)]
 
 
 def keep_layers(model: PreTrainedModel, count: int, setting: str) -> PreTrainedModel:
-    """Reduce the model to `count` of its layers, in place, and update `new_parameters` and the configuration.
+    """Remove all but `count` layers from the model, in place, and update `new_parameters` and the configuration.
 
     If all layers share their weights, as in ALBERT, the shared layer is applied fewer times.
 
     Args:
-        setting: The setting with the count, for messages.
+        setting: The setting that contains the count, for messages.
 
     Raises:
-        UserError: If the model has fewer layers, an adapter, or an unsupported architecture.
+        UserError: If the model has fewer layers than that, has an adapter, or has an unsupported architecture.
     """
     if hasattr(model, "peft_config"):
-        raise UserError(f"{setting}: found {count} after an adapter, which depends on all layers; allowed: null")
+        raise UserError(f"{setting}: found {count} after an adapter was added, which needs all layers; allowed: null")
     if is_encoder_decoder(model):
         raise UserError(f"{setting}: found {count}; a {encoder_type(model.config)} model has two stacks of layers; allowed: null")
     layers = find_layers(model)

@@ -22,7 +22,7 @@ from nlp_transfer.tasks import Task, encode_table
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, prefixed, shorten
 
-MAX_DISTANCE = 3.0  # maximum distance of a teacher's mean prediction from the mean of train, in standard deviations
+MAX_DISTANCE = 3.0  # from the mean prediction of a teacher to the mean of train, in standard deviations; a larger one is reported
 SETTING = "strategy.teacher"
 RECORD = "nlp_transfer.json"
 
@@ -45,11 +45,11 @@ class Teacher:
         """Load a teacher.
 
         Raises:
-            UserError: If the model does not exist, was not fine-tuned, or does not have the labels of the student.
+            UserError: If the model does not exist, was not fine-tuned, or has other labels than the student.
         """
         with prefixed(SETTING):
             checkpoint = Checkpoint.open(find_model(source))
-            _ = checkpoint.tokenizer  # loaded here, so that error messages mention the setting
+            _ = checkpoint.tokenizer  # loaded here so that an error message names the setting
             check_head(checkpoint)
             model = checkpoint.load(AutoModelForSequenceClassification)
         if missing := sorted(new_parameters(model)):
@@ -60,7 +60,7 @@ class Teacher:
         """Predict the rows of a split, with the tokenizer and maximum length of the teacher.
 
         Args:
-            layers: Number of layers to return hidden states of, that of the student. 0: none.
+            layers: Number of layers for which to return hidden states. It is the number of layers of the student. 0: none.
 
         Returns:
             Logits in the label order of the student, float32 of shape (rows, labels); and `layer_directions`, float32 of shape
@@ -72,9 +72,9 @@ class Teacher:
             update={name: value for name, value in saved.items() if name in type(job.task).model_fields}
         )
         task = task.prepare(self.checkpoint)
-        task.connect(self.model)  # makes a regression predict in the units of the student
+        task.connect(self.model)  # for regression: predict in the units of the student
         table = encode_table(task, job.rows[split], self.checkpoint.tokenizer, targets=False)
-        precision = "bf16" if job.precision == "bf16" else "fp32"  # a teacher of another family may overflow in fp16
+        precision = "bf16" if job.precision == "bf16" else "fp32"  # not fp16: a teacher of another family may overflow
 
         def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             inputs = {name: tensor.to(job.device) for name, tensor in model_inputs(table.batch(rows)).items()}
@@ -105,7 +105,7 @@ class Teacher:
             return self.checkpoint.record
 
     def _offset(self, record: dict[str, Any]) -> float | None:
-        """Return the output bias of a regression in full precision. None: use the bias in the weights."""
+        """Return the output bias of a regression in full precision. None: it is not recorded, so use the bias in the weights."""
         settings = record.get("settings")
         offset = settings.get("offset") if isinstance(settings, dict) else None
         if offset is not None and (not isinstance(offset, float) or not math.isfinite(offset)):
@@ -123,7 +123,7 @@ class Teacher:
 
 
 def layer_directions(outputs: Any, mask: torch.Tensor, layers: int) -> torch.Tensor:
-    """Return hidden states of evenly spaced layers, including the last, averaged over tokens and scaled to length 1.
+    """Return the hidden states of evenly spaced layers, the last one included. Average each over tokens and scale it to length 1.
 
     Args:
         mask: The attention mask, shape (rows, tokens).
@@ -150,7 +150,7 @@ def _label_order(source: str, teacher: Any, student: Any) -> np.ndarray:
         )
     required, existing = ([str(config.id2label[i]) for i in range(config.num_labels)] for config in (student, teacher))
     if student.problem_type == "regression" and len(existing) == 1:
-        return np.zeros(1, np.int64)  # its only output is named after a column
+        return np.zeros(1, np.int64)  # the single label is the name of a column
     position = {name: i for i, name in enumerate(existing)}
     student_labels = set(required)
     missing = [name for name in required if name not in position]

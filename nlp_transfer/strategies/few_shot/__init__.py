@@ -1,12 +1,12 @@
-"""Few-shot learning: contrastive training of a sentence encoder, then a classification head.
+"""Few-shot learning: contrastive training of a sentence encoder, followed by training of a classification head.
 
 When to use it: with at most a few hundred labeled rows and a sentence encoder.
 
-Cost: that of a few hundred steps of full fine-tuning; contrastive training encodes about 4,000 texts.
+Cost: that of a few hundred steps of full fine-tuning. Contrastive training encodes about 4,000 texts.
 
-Tunstall et al. 2022, "Efficient Few-Shot Learning Without Prompts" (SetFit), 2209.11055, train on pairs of rows, which are
-similar if they share a label, and then fit a logistic regression. This strategy compares all pairs in a group of rows, so that
-each text is encoded once for many pairs. The default loss is a softmax over the group (Khosla et al. 2020, 2004.11362) instead
+Tunstall et al. 2022, "Efficient Few-Shot Learning Without Prompts" (SetFit), 2209.11055, train on pairs of rows, which count as
+similar if they share a label, and then fit a logistic regression. This strategy compares all pairs in a group of rows, so each
+text is encoded only once for many pairs. The default loss is a softmax over the group (Khosla et al. 2020, 2004.11362) instead
 of SetFit's squared error.
 """
 
@@ -46,16 +46,16 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError
 
 COMPARED_TEXTS = 4000  # default number of texts to encode in contrastive training
-GOOD_ACCURACY = 0.5  # of the nearest-mean classifier; from this accuracy on, contrastive training degrades the vectors
-MIN_STEPS = 200  # default minimum of optimizer steps
+GOOD_ACCURACY = 0.5  # if the nearest-mean classifier is at least this accurate, contrastive training degrades the vectors
+MIN_STEPS = 200  # default minimum number of optimizer steps
 HEAD_SETTINGS = "epochs label_smoothing class_weights focal_gamma oversample augment early_stopping best_metric".split()
 PAIRS_SCALE = 0.25  # factor on the learning rate of contrastive training, to avoid forgetting
 
 
 class FewShot(Strategy):
-    """Train the encoder on groups of rows, if necessary (phase `pairs`), and then a classifier.
+    """If necessary, train the encoder on groups of rows (phase `pairs`). Then train a classifier.
 
-    The head is initialized with the nearest-mean classifier and trained together with the encoder, or is a logistic regression.
+    The head is initialized as a nearest-mean classifier and trained together with the encoder, or it is a logistic regression.
     """
 
     traits = StrategyTraits(
@@ -64,38 +64,40 @@ class FewShot(Strategy):
         always_used=frozenset({"training.batch_size"}),  # the group size depends on it, even with `batch_tokens`
         default_model=SENTENCE_MODEL,
         head=HeadConfig(pooling="mean", normalize=True),  # contrastive training compares cosines
-        # Lower than in full fine-tuning, since the head is initialized with the class means.
+        # Lower than in full fine-tuning, since the head starts as a nearest-mean classifier.
         learning_rate=lambda model: 0.7 * default_learning_rate(model),
     )
 
     compare: Annotated[Literal["contrastive", "cosine"], UsedWith(epochs=Not(0))] = "contrastive"
-    """Loss on groups of rows: supervised contrastive loss, or squared error of cosines as in SetFit."""
+    """Loss on groups of rows: the supervised contrastive loss, or the squared error of cosines as in SetFit."""
     temperature: Annotated[Positive, UsedWith(compare="contrastive", epochs=Not(0))] = 0.07
-    """With `compare: contrastive`: temperature, the divisor of the cosines."""
+    """With `compare: contrastive`, the number by which cosines are divided before the softmax."""
     group: Annotated[Annotated[int, Field(ge=4, le=256)] | Literal["auto"], UsedWith(epochs=Not(0))] = "auto"
-    """Number of rows in a group. auto: 4 to 32, chosen for 64 texts per process and micro-batch."""
+    """Number of rows in a group. auto: 4 to 32, chosen so that a micro-batch of a process contains 64 texts."""
     epochs: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """Epochs of contrastive training. auto: 0 if the nearest-mean classifier has a leave-one-out accuracy of at least 0.5 on the
-    training rows, as with most sentence encoders; otherwise 1 to 10, for 4,000 encoded texts."""
+    """Epochs of contrastive training. auto: 0 if the nearest-mean classifier has a leave-one-out accuracy of at least 0.5 on
+    the training rows, which is the case for most sentence encoders; otherwise 1 to 10, chosen so that 4,000 texts are
+    encoded."""
     learn_labels: bool = True
     """Add the description of each label as a training row, if the input is a single text and labels contain letters."""
     labels: Annotated[dict[str, Name], UsedWith(learn_labels=True)] = {}
-    """Descriptions of labels. Default: the name of the label, with spaces instead of underscores."""
+    """Description of each label. Default: the name of the label, with underscores replaced by spaces."""
     classifier: Literal["trained", "logistic_regression"] = "trained"
-    """The head. `trained`: trained together with the encoder for `training.epochs`, starting from the mean vector of each label.
-    `logistic_regression`: fitted to the vectors with scikit-learn."""
+    """How to compute the head. `trained`: start from the mean vector of each label, and train it together with the encoder for
+    `training.epochs`. `logistic_regression`: fit it to the vectors with scikit-learn."""
     regularization: Annotated[Positive, UsedWith(classifier="logistic_regression")] = 0.1
-    """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn. The vectors have length 1."""
+    """Strength of the L2 penalty of logistic regression: 1 / `C` in scikit-learn. With the default head, the regression
+    is fitted to vectors of length 1."""
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
         if len(task.inputs) > 1 or task.traits.prediction == "number":
             for name in ("learn_labels", "labels"):
-                problems.no_effect(f"strategy.{name}", "descriptions of labels cannot be training rows here")
+                problems.no_effect(f"strategy.{name}", "only classification of single texts can train on descriptions of labels")
         if self.classifier == "logistic_regression":
             reason = (
-                "few_shot fits its logistic regression without optimizer steps; strategy.epochs is for the contrastive training"
+                "few_shot fits its logistic regression without optimizer steps; for contrastive training, set strategy.epochs"
             )
-            for name in HEAD_SETTINGS:  # used by a trained head only
+            for name in HEAD_SETTINGS:  # only a trained head uses them
                 problems.no_effect(f"training.{name}", reason)
         return task
 
@@ -106,7 +108,7 @@ class FewShot(Strategy):
         """Check the model.
 
         Raises:
-            UserError: If the model does not compute text vectors, or `classifier` does not suit the head.
+            UserError: If the model does not compute text vectors, or `classifier` is not possible with the head.
         """
         if hasattr(model, "peft_config"):
             raise UserError("strategy: found an adapter before few_shot; allowed: few_shot first, then the adapter")
@@ -122,14 +124,14 @@ class FewShot(Strategy):
         return model
 
     def prepare_data(self, job: Job, model: PreTrainedModel) -> Job:
-        """Add the table of groups.
+        """Add the table of groups for contrastive training.
 
         Raises:
             UserError: If another strategy caches features, or logistic regression is combined with averaged weights.
         """
         if job.tables["train"].cached:
             raise UserError(
-                "strategy: found few_shot after a strategy that caches features, which contrastive training could not change; "
+                "strategy: found few_shot after a strategy that caches features; contrastive training cannot change those; "
                 "allowed: one of the two, or strategy.cache: none"
             )
         if self.classifier == "logistic_regression" and job.training.ema is not None:
@@ -158,10 +160,10 @@ class FewShot(Strategy):
         return min(10.0, max(1.0, COMPARED_TEXTS / len(table)))
 
     def _default_training(self, job: Job) -> TrainingConfig:
-        """Return the training settings, with the strategy's defaults for `auto`.
+        """Return the training settings, with the defaults of this strategy for `auto` values.
 
-        There are fewer epochs, since the head starts near its optimum, and no label smoothing, since vectors of length 1 have
-        small logits.
+        By default there are fewer epochs than usual, since the head starts near its optimum, and there is no label smoothing,
+        since vectors of length 1 give small logits.
         """
         training, steps = job.training, max(1, len(job.tables["train"]) // job.training.rows)
         defaults: dict[str, Any] = {"epochs": float(min(20, max(3, math.ceil(MIN_STEPS / steps)))), "label_smoothing": 0.0}
@@ -181,7 +183,7 @@ class FewShot(Strategy):
 
     def next_phase(self, state: State, view: View) -> Phase | None:
         model, train = view.model, view.tables["train"]
-        # Recorded before the first phase, when only other strategies have frozen parameters.
+        # Recorded before the first phase, when this strategy has not frozen any parameters yet.
         trainable = state.memory.setdefault(
             "free", [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         )

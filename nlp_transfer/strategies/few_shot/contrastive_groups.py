@@ -1,7 +1,7 @@
-"""Contrastive training on groups of rows: a table that draws the members of each group on demand, and the loss.
+"""Contrastive training on groups of rows: a table that draws the rows of each group on demand, and the loss.
 
-All pairs of texts in a group are compared, and each text is encoded once. The loss of a group does not depend on other groups,
-and therefore not on the batch size or the number of processes.
+All pairs of texts in a group are compared, but each text is encoded only once. The loss of a group does not depend on the other
+groups in the batch, so it does not depend on the batch size or the number of processes either.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from nlp_transfer.data.random_numbers import GOLDEN, splitmix64
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.tasks import Batch, Objective
 
-NEARBY_ROWS = 5  # a group draws rows from this many rows of similar length, to limit padding
+NEARBY_ROWS = 5  # each label contributes rows drawn from this many rows of similar length, to limit padding
 Loss = Literal["contrastive", "cosine"]
 
 
@@ -26,10 +26,10 @@ class RowsByLabel:
     """The rows of each label, sorted by length, in flat arrays.
 
     Attributes:
-        rows: Row indices; those of label i are `rows[starts[i]:starts[i + 1]]`, shortest text first.
+        rows: Row indices. The rows with label i are `rows[starts[i]:starts[i + 1]]`, shortest text first.
         starts: int64 of shape (labels + 1,).
-        lengths: Lengths in tokens, in the order of `rows`.
-        targets: Label ids of shape (rows,), or 0 and 1 of shape (rows, labels), for each row of the table.
+        lengths: Length of each row in tokens, in the order of `rows`.
+        targets: Targets of all rows in the order of the table: label ids of shape (rows,), or 0 and 1 of shape (rows, labels).
     """
 
     rows: np.ndarray
@@ -62,7 +62,7 @@ class RowsByLabel:
         return np.flatnonzero(self.targets[row]) if self.targets.ndim == 2 else self.targets[row : row + 1]
 
     def similar_length(self, label: int, length: int, count: int) -> np.ndarray:
-        """Return up to `count` rows of a label, with the most similar text lengths."""
+        """Return up to `count` rows of a label, those whose length is closest to `length`."""
         first, last = int(self.starts[label]), int(self.starts[label + 1])
         middle = first + int(np.searchsorted(self.lengths[first:last], length))
         begin = max(first, min(middle - count // 2, last - count))
@@ -74,11 +74,12 @@ class GroupTable(TokenTable):
     """A table whose rows are groups of rows of another table.
 
     The members of a group are determined by the seed and the index of the group, and are computed on demand. A group starts
-    from a uniformly drawn anchor row, and contains pairs of rows that share a label, from as many labels as possible. In a
-    regression, rows with similar targets form pairs.
+    with an anchor row, drawn uniformly. It contains pairs of rows that share a label, from as many labels as possible. In a
+    regression, rows with similar targets form the pairs.
 
-    A batch contains each text once. Its `labels`, float32 of shape (groups, size, 1 + size), contain for each text of a group its
-    index in the batch, followed by the similarity of its target to that of each text of the group, from 0 to 1.
+    A batch contains each text once. For each text of a group, `labels`, float32 of shape (groups, size, 1 + size), contains the
+    index of the text in the batch, followed by the similarity of its target to the target of each text in the group, from 0 to
+    1.
 
     Attributes:
         groups: Number of groups.
@@ -92,7 +93,7 @@ class GroupTable(TokenTable):
 
     @classmethod
     def over(cls, table: TokenTable, groups: int, size: int, seed: int) -> "GroupTable":
-        """Create groups of rows of a table. They have `size` rows, or fewer if the table is smaller."""
+        """Create groups from the rows of a table. Each group has `size` rows, or fewer if the table is smaller."""
         labels = table.dense["labels"]
         if labels.dtype.kind == "f" and labels.ndim == 1:  # quantiles become labels
             ranks = np.argsort(np.argsort(labels, kind="stable"), kind="stable")
@@ -124,7 +125,7 @@ class GroupTable(TokenTable):
         return members
 
     def _draw(self, generator: np.random.Generator, anchor: int) -> Iterator[int]:
-        """Yield the anchor, rows that share a label with it, and then as many rows of each other label."""
+        """Yield the anchor, rows that share a label with it, and then the same number of rows of each further label."""
         assert self.by_label is not None
         offsets, filled, pairs = self.ragged["input_ids"].offsets, self.by_label.filled, self.size // 2
         length = int(offsets[anchor + 1] - offsets[anchor])
@@ -156,15 +157,15 @@ class GroupTable(TokenTable):
         return batch
 
     def targets(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return placeholders of shape (groups, size, 1), which suffice for `ContrastiveObjective.counts`."""
+        """Return placeholders of shape (groups, size, 1), which are enough for `ContrastiveObjective.count`."""
         return {"labels": torch.zeros(len(indices), self.size, 1)}
 
 
 def similarity(labels: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Return the similarity of the targets of all pairs in each group, from 0 to 1: float32 of shape (groups, size, size).
+    """Return the similarity of the targets of each pair in each group, from 0 to 1, float32 of shape (groups, size, size).
 
-    Single labels: 1 if equal, else 0. Sets of labels: Jaccard index, 1 for two empty sets. Numbers: exp(-distance), in units of
-    half a standard deviation.
+    For single labels, it is 1 if they are equal, else 0. For sets of labels, it is the Jaccard index, which is 1 for two empty
+    sets. For numbers, it is exp(-distance), where the distance is in units of half a standard deviation.
     """
     targets = labels[members]
     if labels.ndim == 2:
@@ -179,13 +180,13 @@ def similarity(labels: np.ndarray, members: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ContrastiveObjective(Objective):
-    """A loss that moves vectors of texts with similar targets closer together. It is averaged over texts.
+    """A loss, averaged over texts, that moves the vectors of texts with similar targets closer together.
 
     Attributes:
-        how: `contrastive`: cross-entropy of a softmax over the other texts of the group (Khosla et al. 2020, "Supervised
-            Contrastive Learning", 2004.11362). `cosine`: squared error between cosines and similarities, with equal total
-            weights for similar and other texts, as in SetFit.
-        temperature: Divides the cosines of the softmax.
+        how: The loss. `contrastive` is the cross-entropy of a softmax over the other texts of the group (Khosla et al. 2020,
+            "Supervised Contrastive Learning", 2004.11362). `cosine` is the squared error between cosines and similarities, in
+            which similar texts and all other texts have the same total weight, as in SetFit.
+        temperature: Number by which the cosines are divided before the softmax.
     """
 
     how: Loss = "contrastive"

@@ -2,12 +2,13 @@
 
 When to use it: for related tasks, especially if some have few rows; or to serve several tasks with one encoder.
 
-Cost: that of training on the rows of all tasks. Unrelated tasks can degrade each other: when TREC, SST-2 and MSRP were trained
-together (MiniLM), the accuracy of the first two was the same as alone, but that of MSRP fell from 0.79 to 0.71.
+Cost: the same as training on the rows of all tasks. Unrelated tasks can degrade each other: when MiniLM was trained on TREC,
+    SST-2 and MSRP together, the accuracy on TREC and SST-2 was the same as in separate training, but on MSRP it fell from 0.79
+    to 0.71.
 
 Caruana 1997, "Multitask Learning"; Liu et al. 2019, "Multi-Task Deep Neural Networks for Natural Language Understanding",
 1901.11504. Sampling with a temperature: Arivazhagan et al. 2019, 1907.05019. Soft sharing, with an encoder for each task and an
-L2 penalty between them: Duong et al. 2015, "Low Resource Dependency Parsing: Cross-lingual Parameter Sharing".
+L2 penalty on the distance between them: Duong et al. 2015, "Low Resource Dependency Parsing: Cross-lingual Parameter Sharing".
 """
 
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ class AuxiliaryTask(Settings):
 
 
 class Multitask(Strategy):
-    """Train the main task of the run and auxiliary tasks on one encoder. An optimizer step can contain rows of all tasks."""
+    """Train the main task of the run and auxiliary tasks together. An optimizer step can contain rows of all tasks."""
 
     traits = StrategyTraits(owns_phases=True, position="alone", needs_task="vector")
 
@@ -71,15 +72,15 @@ class Multitask(Strategy):
     tasks: Annotated[list[AuxiliaryTask], Field(min_length=1)]
     """The auxiliary tasks, each as `{name, data, task}`."""
     temperature: Positive = 1.0
-    """Sampling temperature: a task with n rows is sampled in proportion to n ** (1 / temperature). 1: in proportion to size;
-    large values: almost equally."""
+    """Sampling temperature. A task with n rows is sampled in proportion to n ** (1 / temperature). With 1, tasks are sampled in
+    proportion to their size; with a large value, almost equally."""
     weights: dict[str, Positive] = {}
-    """Weight of each task's loss, by task name. Default: 1. The main task of the run is called `own`."""
+    """Weights of the losses, by task name. The default is 1. The main task of the run is called `own`."""
     sharing: Literal["hard", "soft"] = "hard"
-    """hard: one encoder for all tasks. soft: a separate encoder for each task, with an L2 penalty on its distance from the
+    """hard: one encoder for all tasks. soft: a separate encoder for each task; an L2 penalty limits its distance from the
     encoder of the main task."""
     tie: Annotated[Positive, UsedWith(sharing="soft")] = 0.01
-    """With `sharing: soft`: strength of the penalty, as a factor on half the squared distance."""
+    """With `sharing: soft`, the strength of the penalty, which is multiplied by half the squared distance."""
 
     _auxiliary: dict[str, Job] = PrivateAttr(default_factory=dict)  # by name of the task
 
@@ -174,7 +175,7 @@ class Multitask(Strategy):
         if state.finished:
             return None
         table = view.tables["train"]
-        # With a temperature, some rows are repeated in an epoch. The number of steps is that of epochs without repetition.
+        # With a temperature, an epoch repeats some rows and is longer. The number of steps is the same as without repetition.
         share = 1.0 if table.repeats is None else len(table) / len(table.repeats)
         return Phase(objective="mixed", epochs=None if view.max_steps else view.epochs * share)
 
@@ -189,7 +190,7 @@ class Multitask(Strategy):
             for name, parameter in getattr(other, prefix).named_parameters():
                 distance = distance + (parameter.float() - own_encoder[name].float()).square().sum()
         rows = sum(len(value) for path, value in batch.items() if path.endswith("/labels"))
-        return losses | {"tie": self.tie / 2 * distance * rows}  # the loop divides by the rows of the step
+        return losses | {"tie": self.tie / 2 * distance * rows}  # the loop divides by the number of rows in the step
 
     def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """Return the model of the main task. With hard sharing, save the encoder and each head separately in `shared/`."""
@@ -213,7 +214,7 @@ class Multitask(Strategy):
 
 
 def _shared_inputs(jobs: Mapping[str, Job]) -> list[str]:
-    """Return warnings about rows that are held out for one task but used to train the shared encoder for another."""
+    """Return warnings about inputs that are held out for one task, but train the shared encoder for another task."""
     keys = {
         (name, split): input_keys(job.task, rows)
         for name, job in jobs.items()

@@ -1,4 +1,4 @@
-"""Training on several tasks at once: a table with the rows, and an objective with the losses, of all tasks."""
+"""Training on several tasks at once: a table of the rows of all tasks, and an objective with the losses of all tasks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +21,10 @@ class MixedTable(TokenTable):
     With a `temperature` above 1, rows of smaller tables are repeated in an epoch: a table with n rows is sampled in proportion to
     n ** (1 / temperature). Each epoch draws different rows to repeat.
 
-    A batch contains the columns of each table with rows in the batch, under the name `TASK/COLUMN`.
+    A batch contains the columns of each table that has rows in the batch, under names of the form `TASK/COLUMN`.
 
     Attributes:
-        owner: Index of the table of each row, int64 of shape (rows,).
+        owner: Index of the table that contains each row, int64 of shape (rows,).
         row: Index of each row within its table, int64 of shape (rows,).
     """
 
@@ -62,7 +62,7 @@ class MixedTable(TokenTable):
         return sides
 
     def _rows_by_task(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the row numbers within each task's table for `indices`, in the same order."""
+        """Convert `indices` to row numbers within the table of each task, in the same order."""
         owner = self.owner[indices]
         return {name: self.row[indices[owner == number]] for number, name in enumerate(self.tables) if (owner == number).any()}
 
@@ -78,7 +78,7 @@ class MixedTable(TokenTable):
 
 
 def split_batch(batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Split a mixed batch into the columns of each task, by name."""
+    """Split a mixed batch into one batch for each task, by name of the task."""
     by_task: dict[str, dict[str, Any]] = {}
     for path, value in batch.items():
         name, _, key = path.partition("/")
@@ -90,8 +90,8 @@ def split_batch(batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 class MixedObjective(Objective):
     """The losses of several tasks on batches of a `MixedTable`.
 
-    Terms are named `TASK/TERM`. Their counts are scaled so that the loss of an optimizer step is the mean over all its rows, each
-    multiplied by the weight of its task.
+    Terms are named `TASK/TERM`. Their counts are scaled so that the loss of an optimizer step is the mean over all rows of the
+    step, where the loss of each row is multiplied by the weight of its task.
     """
 
     objectives: dict[str, Objective]

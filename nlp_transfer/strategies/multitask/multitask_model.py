@@ -15,12 +15,12 @@ AUXILIARY = "auxiliary"
 
 
 class MultitaskModel(nn.Module):
-    """The models of several tasks, which share the encoder of the main one unless `shares_encoder` is false.
+    """The models of several tasks. They share the encoder of the main model, unless `shares_encoder` is false.
 
     Args:
-        main: The model of the run. It does not change, and can be saved alone.
-        name: Name of its task.
-        others: The models of the other tasks, by name. With a shared encoder, theirs is replaced.
+        main: The model of the main task. Its structure does not change, and it can be saved separately.
+        name: Name of the main task.
+        others: The models of the other tasks, by name. With a shared encoder, their encoders are replaced.
     """
 
     def __init__(self, main: PreTrainedModel, name: str, others: Mapping[str, PreTrainedModel], shares_encoder: bool) -> None:
@@ -39,7 +39,7 @@ class MultitaskModel(nn.Module):
 
     @property
     def models(self) -> dict[str, Any]:
-        """The model of each task by name, the main one first."""
+        """The model of each task, by name of the task. The main task is the first."""
         return {self.name: self.main, **self.auxiliary}
 
     @property
@@ -53,15 +53,16 @@ class MultitaskModel(nn.Module):
     def forward(self, **inputs: Any) -> Any:
         """Run the head of each task on its rows.
 
-        Tasks without rows in the batch get zero gradients: distributed training requires a gradient for every parameter in every
-        process.
+        Tasks without rows in the batch get zero gradients, since distributed training requires that every parameter has a
+        gradient in every process.
 
         Args:
-            inputs: Columns named `TASK/COLUMN`, as in a batch of a `MixedTable`; or without a task, for the main one.
+            inputs: Columns named `TASK/COLUMN`, as in a batch of a `MixedTable`. Without the prefix `TASK/`, the columns are
+                for the main task.
 
         Returns:
-            The outputs of each task by name, and under `UNUSED` a zero that depends on the parameters of the other tasks; for
-            inputs without a task, the outputs of the main model.
+            The outputs of each task by name, and under `UNUSED` a zero that depends on the parameters of the tasks without
+            rows. If the columns have no prefix, the outputs of the main model.
         """
         by_task = split_batch({path: value for path, value in inputs.items() if "/" in path})
         if not by_task:

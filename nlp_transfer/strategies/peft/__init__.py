@@ -1,14 +1,14 @@
-"""PEFT: any method of the installed peft library, with its settings.
+"""PEFT: any method of the installed peft library.
 
-When to use it: to try parameter-efficient methods other than LoRA, for which there is a separate strategy. Methods include IA3
+When to use it: to try parameter-efficient methods other than LoRA (LoRA has a separate strategy). Methods include IA3
 (Liu et al. 2022, 2205.05638), DoRA (LORA with `use_dora`; Liu et al. 2024, 2402.09353), rank-stabilized LoRA (LORA with
 `use_rslora`; Kalajdzievski 2023, 2312.03732), LOHA (Hyeon-Woo et al. 2021, 2108.06098), VERA (Kopiczko et al. 2023,
 2310.11454), OFT (Qiu et al. 2023, 2306.07280), BOFT (Liu et al. 2023, 2311.06243), FOURIERFT (Gao et al. 2024, 2405.03003),
 PROMPT_TUNING (Lester et al. 2021, 2104.08691) and P_TUNING (Liu et al. 2021, 2103.10385).
 
 Cost: at most that of LoRA. Many methods are less accurate than LoRA with small encoders, since they train far fewer parameters.
-Prompt methods are the least accurate: Lester et al. find them competitive with fine-tuning only in models with billions of
-parameters, and the pooler reads the first prompt token instead of the first token of the text.
+Prompt methods are the least accurate: according to Lester et al. they match fine-tuning only in models with billions of
+parameters, and in encoders the pooler reads the first prompt token instead of the first token of the text.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from nlp_transfer.strategies.peft.method_settings import (
     input_embeddings,
     make_config,
     methods,
-    not_for_translation,
+    not_for_generation,
     to_type_of,
     user_fields,
 )
@@ -43,7 +43,7 @@ from nlp_transfer.utils.errors import UserError, did_you_mean
 
 # Reasonable defaults, not tuned.
 LEARNING_RATES = {"IA3": 1e-2, "PROMPT_TUNING": 1e-2, "P_TUNING": 5e-3, "PREFIX_TUNING": 1e-2}
-TOLERANCE = 1e-3  # maximum relative difference between the logits before and after merging, due to rounding
+TOLERANCE = 1e-3  # maximum relative difference between the logits before and after merging; smaller ones are due to rounding
 
 
 class Peft(Strategy):
@@ -56,7 +56,7 @@ class Peft(Strategy):
     type: str = "IA3"
     """A method of the installed peft: IA3, LORA, LOHA, LOKR, OFT, BOFT, VERA, FOURIERFT, LN_TUNING, PROMPT_TUNING, ..."""
     settings: Document = {}
-    """Settings of the method, under their names in peft. `target_modules` can also be `all` or `attention`."""
+    """Settings of the method, with the same names as in peft. `target_modules` can also be `all` or `attention`."""
 
     @field_validator("type")
     @classmethod
@@ -79,7 +79,7 @@ class Peft(Strategy):
             raise ValueError(f"settings of {method}, which has no {unknown[0]!r}{near}; known: {', '.join(known)}")
         for name in ("target_modules", "feedforward_modules", "exclude_modules"):
             pattern = value.get(name)
-            # Loading a saved adapter repeats this check.
+            # This check is repeated when a saved adapter is loaded.
             if isinstance(pattern, str) and (allowed := pattern_problem(pattern)):
                 raise ValueError(f"for {name}: {allowed}")
         return {name: to_type_of(fields[name].default, setting) for name, setting in value.items()}
@@ -89,13 +89,13 @@ class Peft(Strategy):
         return StrategyTraits(owns_parameters=True, adds_adapter=True, learning_rate=self._learning_rate)
 
     def _learning_rate(self, model: nn.Module) -> float:
-        """Return a high rate for methods with few parameters, otherwise that of LoRA; a lower one for a new decoder."""
+        """Return a high rate for methods with few parameters, and the rate of LoRA for others. For a new decoder, it is lower."""
         if has_untrained_decoder(model):
             return default_learning_rate(model) * DECODER_SCALE
         return LEARNING_RATES.get(self.type, 2e-3 if width(model) <= 512 else 5e-4)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
-        """Apply weight decay only to the head: it would pull adapters to zero, which is not the initial value of most."""
+        """Apply weight decay only to the head. It would pull adapters to zero, although most of them do not start at zero."""
         split = []
         for group in groups:
             head = [name for name in group.names if ".modules_to_save." in name]
@@ -113,7 +113,7 @@ class Peft(Strategy):
         with self._user_errors(kind):
             adapted = add_adapter(model, make_config(self.type, self.settings, model))
         if has_decoder(model) and not can_merge(adapted):
-            raise UserError(not_for_translation(self.type))
+            raise UserError(not_for_generation(self.type))
         with self._user_errors(kind), torch.random.fork_rng(devices=[]):  # the test must not change later random numbers
             _check_gradient(adapted)
         if not can_merge(adapted):
@@ -137,7 +137,7 @@ class Peft(Strategy):
 
     @contextmanager
     def _user_errors(self, kind: str) -> Iterator[None]:
-        """Convert exceptions of peft and the model, which are caused by the user's settings, to `UserError`."""
+        """Convert exceptions from peft and from the model to `UserError`, since their cause is in the settings."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -154,7 +154,7 @@ class Peft(Strategy):
             ) from error
 
     def export_model(self, model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-        """Save the adapter in `adapter/`, and merge it into the model if the method allows it.
+        """Save the adapter in `adapter/`, and merge it into the model if the method allows merging.
 
         Raises:
             RuntimeError: If merging changes the logits.
@@ -177,7 +177,7 @@ def _check_gradient(adapted: Any) -> None:
     """Check that the adapter gets a gradient.
 
     Raises:
-        ValueError: If it gets none. Exceptions of the model are not caught.
+        ValueError: If it gets none. Exceptions from the model are not caught.
     """
     training = adapted.training
     parameters = {name: p for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." not in name}
@@ -192,7 +192,7 @@ def _check_gradient(adapted: Any) -> None:
 
 
 def _tiny_logits(model: Any) -> torch.Tensor:
-    """Return the logits of a tiny batch with one padded row. Switches the model to evaluation mode."""
+    """Return the logits for a tiny batch with one padded row. The model is switched to evaluation mode."""
     words = input_embeddings(model).num_embeddings
     device = next(model.parameters()).device
     ids = torch.randint(min(5, words - 1), words, (2, 6), generator=torch.Generator().manual_seed(0)).to(device)

@@ -1,4 +1,4 @@
-"""Methods of the installed peft, their settings, and defaults that depend on the model."""
+"""The methods of the installed peft, their settings, and the default values that depend on the model."""
 
 import copy
 import dataclasses
@@ -21,8 +21,8 @@ from nlp_transfer.strategies.common.adapter_modules import (
 from nlp_transfer.utils.errors import UserError
 
 KEY_OR_VALUE = re.compile(r"(key|value|k_proj|v_proj|key_proj|value_proj|k_lin|v_lin|attn\.[kv]|Wqkv|Attention\.[kv])$")
-PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")  # they prepend to the keys and values of every layer, not to the input
-# `make_config` sets `modules_to_save`. The others import modules, or load files other than models and adapters.
+PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")  # they extend the keys and values of every layer, not the input
+# `make_config` sets `modules_to_save`. The other settings make peft import modules, or load files other than models and adapters.
 HIDDEN_FIELDS = {"modules_to_save", "tokenizer_kwargs", "megatron_config", "megatron_core"}
 
 
@@ -43,20 +43,20 @@ def user_fields(schema: Any) -> dict[str, Any]:
 
 
 def to_type_of(default: Any, value: Any) -> Any:
-    """Convert text to a number if the default is a number, since YAML reads 1e-4 as text."""
+    """Convert text to a number if the default is a number. This is necessary because YAML reads 1e-4 as text."""
     if not isinstance(value, str) or isinstance(default, bool) or not isinstance(default, (int, float)):
         return value
     try:
         return type(default)(value)
-    except ValueError:  # peft reports it
+    except ValueError:  # peft reports the error
         return value
 
 
 def make_config(method: str, settings: Document, model: PreTrainedModel) -> Any:
-    """Create the peft configuration of a method, from the user's settings and defaults that depend on the model.
+    """Create the peft configuration of a method, from the settings of the user and from defaults that depend on the model.
 
     Raises:
-        UserError: If the method does not work with this model, or a layer does not exist.
+        UserError: If the method does not work with this model, or a layer in the settings does not exist.
     """
     layers, schema = find_layers(model), methods()[method]
     fields, settings = user_fields(schema), copy.deepcopy(settings)
@@ -92,9 +92,9 @@ def _check_method(method: str, schema: Any, settings: Document) -> None:
 
 
 def _prompt_sizes(method: str, model: PreTrainedModel) -> Document:
-    """Return the settings of a prompt method that describe the model's dimensions."""
+    """Return those settings of a prompt method that describe the dimensions of the model."""
     if has_decoder(model):
-        raise UserError(not_for_translation(method))
+        raise UserError(not_for_generation(method))
     if not hasattr(model.config.get_text_config(), "vocab_size"):
         raise UserError(
             f"strategy.type: found {method}; peft adds prompts only to a model with the head of its family; allowed with this "
@@ -109,18 +109,18 @@ def _prompt_sizes(method: str, model: PreTrainedModel) -> Document:
     }
 
 
-def not_for_translation(method: str) -> str:
-    """Return the error message for a method that cannot be merged, in translation."""
-    return f"strategy.type: found {method}; it cannot be merged, and translation needs a method that can be, such as LORA"
+def not_for_generation(method: str) -> str:
+    """Return the error message for a method that cannot be merged, in a task that generates text."""
+    return f"strategy.type: found {method}; it cannot be merged, and generating text needs a method that can be, such as LORA"
 
 
 def _target_modules(method: str, settings: Document, model: PreTrainedModel, layers: Layers, has_feedforward: bool) -> Document:
-    """Return `target_modules` and dependent settings, as regular expressions for full module paths."""
+    """Return `target_modules` and the settings that depend on it, as regular expressions for full module paths."""
     requested, numbers = settings.get("target_modules"), settings.get("layers_to_transform")
     known = list(linear_layers(model, layers))
     feedforward = last_of_layers(model, layers)
     if isinstance(requested, str) and requested not in ("all", "all-linear", "attention"):
-        return {}  # a regular expression, which peft applies
+        return {}  # a regular expression, which peft itself applies
     if requested is not None:
         requested = "all" if requested == "all-linear" else requested
         chosen = chosen_layers(model, layers, requested, "strategy.settings.target_modules")
@@ -131,7 +131,7 @@ def _target_modules(method: str, settings: Document, model: PreTrainedModel, lay
     targets: Document = {}
     if numbers is not None:
         numbers = list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
-        depth = layers.lower or layers.depth  # in an encoder-decoder each stack counts from 0
+        depth = layers.lower or layers.depth  # in an encoder-decoder, the layers of each stack are counted from 0
         if outside := [n for n in numbers if not isinstance(n, int) or not 0 <= n < depth]:
             raise UserError(
                 f"strategy.settings.layers_to_transform: found {outside[0]!r}; allowed: 0 to {depth - 1}, the layers of this "

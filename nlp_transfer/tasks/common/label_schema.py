@@ -1,4 +1,4 @@
-"""Labels by value and type, with the same rules for every file format and Python.
+"""Compare labels and infer their type, with the same rules for every file format and Python.
 
 Labels are compared by value: `1`, `1.0`, `Decimal("1.00")`, `"1"` and `"1.0"` are one label, and so are `True`, `"true"` and
 `"TRUE"`. Other text is stripped and compared verbatim.
@@ -27,13 +27,13 @@ LONGEST_NUMBER = 28  # characters; `Decimal` rounds longer numbers, which would 
 POSITIONS = re.compile(r"[01]([ ,;\t]*[01])+")  # such as 1,0,1 or 101
 BRACKETS = {("[", "]"), ("(", ")"), ("{", "}")}
 CONTAINERS = (list, tuple, set, frozenset, dict, bytes, np.ndarray)
-MAX_REPEATS = 0.1  # lists of label names: maximum share of lists that name a label twice, by mistake
+MAX_REPEATS = 0.1  # if lists contain names of labels: maximum share of lists with a repeated name, by mistake
 TRUTH = {"true": True, "false": False}
 ADJACENT_STRINGS = re.compile(r"""['"]\s+['"]""")  # NumPy prints ['a' 'b'], which Python parses as a single string
 
 
 def label_text(cell: Any) -> str | None:
-    """Return the text of the label in a cell. None: the cell is missing, empty, or a container."""
+    """Return the text of the label in a cell, or None if the cell is missing, empty, or a container."""
     cell = cell.item() if isinstance(cell, np.generic) else cell
     if cell is None or isinstance(cell, CONTAINERS) or cell != cell:
         return None
@@ -57,7 +57,7 @@ def is_number(text: str) -> bool:
 
 
 def label_value(cell: Any, kind: LabelType | None = None) -> str | None:
-    """Return the normalized text of a label, the same for all spellings of a value.
+    """Return the normalized text of a label, which is the same for all spellings of a value.
 
     Args:
         kind: The type of the labels. For `bool`, 1 becomes `True`; for numbers, true becomes `1`.
@@ -76,7 +76,7 @@ def label_value(cell: Any, kind: LabelType | None = None) -> str | None:
 def as_list(cell: Any) -> list[Any] | None:
     """Return the elements of a list, tuple or set, or of text that contains one in JSON or Python syntax.
 
-    None: the cell is something else.
+    Return None for other cells.
     """
     if isinstance(cell, np.ndarray):
         return list(np.atleast_1d(cell).tolist())
@@ -120,7 +120,7 @@ def hold_positions(cells: Sequence[list[Any]], labels: Sequence[str] | None = No
     Lists of names differ in length and rarely repeat a name.
 
     Args:
-        labels: The labels, if known. Zeros and ones are then not taken as names, unless 0 or 1 is a label.
+        labels: The labels, or None. If they are known and none of them is 0 or 1, zeros and ones are not names.
     """
     lists = [[str(label_value(element, "int")) for element in cell] for cell in cells if cell]
     numbers = [cell for cell in lists if all(map(is_number, cell))]
@@ -174,7 +174,7 @@ def learn_labels(cells: Sequence[Any], typed: bool, kind: LabelType | None = Non
     The name is the most frequent spelling for type `str`, and the shortest notation for other types.
 
     Args:
-        kind: The requested type; with `str`, labels are compared verbatim. None: infer the type.
+        kind: The requested type. With `str`, labels are compared verbatim. With None, the type is inferred.
     """
     resolved = kind or infer_type(cells, typed)
     spellings: dict[str, Counter[str]] = {}
@@ -206,7 +206,7 @@ class LabelSchema:
         self._known: dict[tuple[type, Any], int | None] = {}
 
     def id(self, cell: Any) -> int | None:
-        """Return the index of the label in a cell. None: the cell contains none of the labels."""
+        """Return the index of the label in a cell, or None if the cell contains none of the labels."""
         text = label_text(cell)
         if text is None:
             return None

@@ -54,7 +54,7 @@ class LabelTask(TextTask):
         """Return a copy with the labels of the training rows and their type."""
 
     def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> Objective:
-        """Return the loss. `balanced` class weights take oversampling into account, to avoid balancing twice."""
+        """Return the loss. `balanced` class weights take oversampling into account, so that classes are not balanced twice."""
         if training is None:
             return self.loss_type()
         weights = None

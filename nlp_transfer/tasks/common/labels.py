@@ -24,7 +24,7 @@ from nlp_transfer.utils.errors import Problems, did_you_mean
 from nlp_transfer.utils.errors import shorten as shorten_value
 
 MISSING, UNREADABLE = "without a label", "with a label that cannot be read"  # kinds of bad rows
-JOINED_SHARE = 0.2  # minimum share of labels that contain a separator for a warning
+JOINED_SHARE = 0.2  # minimum share of labels with a separator that leads to a warning
 QUOTE = "(YAML reads an unquoted yes, no, on or off as true or false: put quotes around it)"
 
 
@@ -42,7 +42,7 @@ def _as_text(labels: Any) -> Any:
 
 def _check_unique(labels: list[str]) -> list[str]:
     if any(not label.strip() for label in labels):
-        raise ValueError("labels that are not empty; an empty cell holds no label")
+        raise ValueError("labels that are not empty; an empty cell has no label")
     if repeated := [label for label, count in Counter(labels).items() if count > 1]:
         raise ValueError(f"each label once; {repeated[0]!r} appears twice")
     return labels
@@ -81,9 +81,9 @@ def fit_labels(
 
     Args:
         cells: Single labels.
-        train: The rows of the cells, for messages.
-        requested: `task.labels`. None: the labels in the cells.
-        kind: `task.label_type`. None: the type of the cells.
+        train: The rows that contain the cells, for messages.
+        requested: `task.labels`. None means the labels in the cells.
+        kind: `task.label_type`. None means the type of the cells.
 
     Returns:
         The names of the labels, their type and the number of rows of each.
@@ -110,7 +110,7 @@ def fit_labels(
 
 
 def named_type(labels: list[str] | None, kind: LabelType | None, problems: Problems) -> LabelType:
-    """Return the type of the labels in the settings, for a run without training data. Report fewer than two labels."""
+    """Return the type of the labels in the settings, for a run without training data. Fewer than two labels are a problem."""
     if len(labels or []) < 2:
         setting = f"found {shorten_value(labels)}; " if labels else ""
         problems.add(

@@ -1,4 +1,4 @@
-"""Losses as sums by named term, each with the count that divides it."""
+"""Losses. Each consists of named terms: a sum, and the count that the sum is divided by."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ Items = dict[str, tuple[float, float]]  # loss term -> (sum, number of items in 
 class Objective(ABC):
     """A trainable loss with its options.
 
-    Terms are sums, never means. The training loop divides each term by its `count`, which it sums over all rows of an optimizer
-    step and all processes.
+    Terms are sums, never means. The training loop divides each term by the sum of its `count` over all rows of an optimizer step,
+    on all processes.
     """
 
     @property
     def label_smoothing(self) -> float:
-        """Share of the target probability that is distributed evenly over all labels."""
+        """Share of the target probability that is spread evenly over all labels."""
         return 0.0
 
     @property
@@ -41,11 +41,11 @@ class Objective(ABC):
         """Return the summed loss of each term, fp32 of shape (), under the same names as in `count`."""
 
     def step_metrics(self, outputs: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, str]]:
-        """Return additional metrics of a training step: each a sum of shape () and the loss term whose count divides it."""
+        """Return additional metrics of a training step: a sum of shape (), and the loss term whose count divides the sum."""
         return {}
 
     def items(self, outputs: Any, batch: Batch) -> Items:
-        """Return the losses of a batch and their counts as numbers."""
+        """Return the sum and the count of each loss term of a batch, as numbers."""
         counts = self.count(batch)
         return {name: (float(value), counts[name]) for name, value in self.loss(outputs, batch).items()}
 
@@ -59,14 +59,15 @@ def smoothing_of(training: TrainingConfig, automatic: float = 0.0) -> float:
 class CrossEntropy(Objective):
     """Cross-entropy over logits of shape (rows, labels), for label ids of shape (rows,), computed in fp32.
 
-    Class weights w and label smoothing s work as in PyTorch's `cross_entropy`: the terms -w_c log p_c of K labels c have weight
-    s / K, plus 1 - s for the target. The sum divided by `count` equals PyTorch's mean.
+    Class weights w and label smoothing s work as in PyTorch's `cross_entropy`: the loss of a row is the sum of -w_c log p_c over
+    the K labels c, each times s / K, or times s / K + 1 - s for the target. The sum over rows divided by `count` equals PyTorch's
+    mean.
 
     The focal loss (Lin et al. 2017, 1708.02002) multiplies every term by (1 - p_c) ** gamma. Scaling only the term of the target
     would cancel the effect of label smoothing.
 
     Attributes:
-        focal_gamma: Focusing parameter of the focal loss. 0: off.
+        focal_gamma: Focusing parameter of the focal loss. 0 disables it.
     """
 
     label_smoothing: float = 0.0
@@ -99,7 +100,7 @@ class BinaryCrossEntropy(Objective):
 
     Attributes:
         class_weights: Weights of positive rows of each label.
-        focal_gamma: Focusing parameter of the focal loss. 0: off.
+        focal_gamma: Focusing parameter of the focal loss. 0 disables it.
     """
 
     label_smoothing: float = 0.0
@@ -107,7 +108,7 @@ class BinaryCrossEntropy(Objective):
     focal_gamma: float = 0.0
 
     def count(self, batch: Batch) -> dict[str, float]:
-        """Return the number of rows and of binary decisions (rows times labels)."""
+        """Return the number of rows, and the number of binary decisions (rows times labels), which divides the loss."""
         return {"rows": float(len(batch["labels"])), "binary_cross_entropy": float(batch["labels"].numel())}
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
@@ -146,12 +147,12 @@ class TokenCrossEntropy(Objective):
     label_smoothing: float = 0.0
 
     def count(self, batch: Batch) -> dict[str, float]:
-        """Return the number of rows and of target tokens; the latter divides the loss."""
+        """Return the number of rows, and the number of target tokens, which divides the loss."""
         labels = batch["labels"]
         return {"rows": float(len(labels)), "cross_entropy": float((labels != IGNORED).sum())}
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        # Padding is ignored by the loss rather than removed: indexing the other tokens is far slower, forward and backward.
+        # The loss ignores padding. Removing it by indexing would make the forward and backward pass far slower.
         logits, labels = outputs.logits.flatten(0, 1).float(), batch["labels"].flatten()
         smoothing = self.label_smoothing
         total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)

@@ -25,7 +25,7 @@ TaskType = TypeVar("TaskType", bound=Task)
 
 
 def prefer_head(task: TaskType, head: HeadConfig | None) -> TaskType:
-    """Return the task with this head, unless its settings already name one or it has no choice of heads."""
+    """Return the task with the head that the strategy prefers, unless its settings name a head or it has no choice of heads."""
     if head is None or "head" not in type(task).model_fields or getattr(task, "head", None) is not None:
         return task
     if type(task).build_model.__module__.partition(".")[0] != __package__.partition(".")[0]:
@@ -72,9 +72,9 @@ def match_head(model: PreTrainedModel, checkpoint: Checkpoint, head: str = "Sequ
 
 
 def output_layer(model: PreTrainedModel) -> dict[str, int]:
-    """Return the names of parameters with one entry per label, each with the axis of the labels (usually 0).
+    """Return the axis of the labels (usually 0) for the name of each parameter that has one entry per label.
 
-    Works for any model family, by comparing the shapes with those of a model with one more label.
+    This works for any model family, since the shapes are compared with those of a model that has one more label.
     """
     config: Any = copy.deepcopy(model.config)
     config.num_labels += 1
@@ -92,7 +92,7 @@ def note_unused_head(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrain
     """Record in `model.head_note` that a trained head was replaced because `task.head` or the strategy requires another."""
     if checkpoint.head == "SequenceClassification":
         labels = _describe(checkpoint.config)
-        model.head_note = f"head: new, of another kind than the checkpoint's, which was trained for {labels}"  # type: ignore[assignment]
+        model.head_note = f"head: new, of another kind than that of the checkpoint, trained for {labels}"  # type: ignore[assignment]
     return model
 
 
@@ -110,7 +110,7 @@ def _labels(config: Any) -> list[str]:
 
 
 def _is_regression(config: Any) -> bool:
-    """Return whether the model is a regression; transformers assumes it for a single output without `problem_type`."""
+    """Return whether the model is a regression, which transformers assumes for a single output without `problem_type`."""
     return bool(config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1))
 
 

@@ -13,7 +13,7 @@ def task_for_config(checkpoint: Checkpoint) -> Task:
     """Create the task of a model that this toolkit did not save, from the head and labels in its configuration.
 
     Raises:
-        UserError: If the model has no head, an unknown one, or one for an unsupported task.
+        UserError: If the model has no head, an unknown head, or a head for an unsupported task.
     """
     config: Any = checkpoint.config
     if config.is_encoder_decoder and checkpoint.head != "SequenceClassification":
@@ -41,7 +41,7 @@ def task_for_config(checkpoint: Checkpoint) -> Task:
 
 
 def check_schema(task: Task, checkpoint: Checkpoint) -> None:
-    """Check that the labels of the configuration and of the task are the same, in the same order.
+    """Check that the configuration and the task have the same labels in the same order.
 
     Raises:
         UserError: If they differ.

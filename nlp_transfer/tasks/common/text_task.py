@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
 from nlp_transfer.data.sources.in_memory import plain_cell
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
@@ -43,7 +44,7 @@ class TextTask(Task):
         first: dict[str | None, str] = {None: ""}
         for setting, column in [*inputs, *(("task.label", column) for column in self.targets)]:
             if column is not None and column in first:
-                problems.add(f"{setting}: found {column!r}, which is {first[column]} as well; allowed: another column")
+                problems.add(f"{setting}: found {column!r}, which {first[column]} names too; allowed: another column")
             first.setdefault(column, setting)
         return self
 
@@ -71,12 +72,30 @@ class TextTask(Task):
             self.check_targets(rows, problems)
 
     def target_cells(self, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
-        """Return the target of each row as one cell."""
+        """Return a single cell with the target for each row."""
         return columns[self.label]
 
     def check_targets(self, rows: Rows, problems: Problems) -> None:
         """Report invalid targets."""
         raise NotImplementedError
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
+        """Return a copy with the maximum length, and check that the tokenizer of an encoder-decoder adds an end token.
+
+        The classification heads of encoder-decoders (BART, T5) read the last end token of each row.
+
+        Raises:
+            UserError: If the tokenizer of an encoder-decoder does not add an end token.
+        """
+        config: Any = checkpoint.config
+        if config.is_encoder_decoder:
+            checkpoint.tokenizer.split_special_tokens = True  # a text that contains the end token must not add another one
+            if config.eos_token_id not in checkpoint.tokenizer("a")["input_ids"]:
+                raise UserError(
+                    f"model: a {config.model_type} classifier reads the end token {config.eos_token_id} of every row, which "
+                    f"the tokenizer of {checkpoint.source.name} does not add; allowed: a checkpoint with its own tokenizer"
+                )
+        return super().prepare(checkpoint, train, parts)
 
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
         padding = {"input_ids": tokenizer.pad_token_id}
@@ -96,7 +115,7 @@ class TextTask(Task):
         if self.head == "family" and isinstance(checkpoint.config, EncoderHeadConfig):
             raise UserError(
                 f"task.head: found family; {checkpoint.source.name} has a head of this toolkit; allowed: null, which keeps it, "
-                "or the folder `encoder` inside the model's folder as the model, which is the encoder alone"
+                "or as `model` the subfolder `encoder` of this model, which has no head"
             )
         if self.head is None or self.head == "family":
             _check_decoder(checkpoint)
@@ -132,7 +151,7 @@ class TextTask(Task):
         return self.predictions(outputs), self.objective().items(outputs, batch) if "labels" in batch else {}
 
     def predictions(self, outputs: Any) -> Arrays:
-        """Convert model outputs to predictions, with a column `prediction`."""
+        """Convert model outputs to predictions by name, one of which is `prediction`."""
         raise NotImplementedError
 
     def head_fields(self) -> dict[str, Any]:
@@ -141,7 +160,7 @@ class TextTask(Task):
 
 
 def _check_decoder(checkpoint: Checkpoint) -> None:
-    """Check that the checkpoint has both encoder and decoder if classification in its family needs both."""
+    """Check that the checkpoint has an encoder and a decoder, if classifiers of its family need both."""
     if not checkpoint.config.is_encoder_decoder and type(checkpoint.config)().is_encoder_decoder:
         raise _incomplete(checkpoint)
 

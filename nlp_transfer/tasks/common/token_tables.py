@@ -21,7 +21,7 @@ def encode_table(
 ) -> TokenTable:
     """Tokenize checked rows, or load their tokens from the cache."""
     encode, key = partial(task.encode, tokenizer=tokenizer, targets=targets), None
-    # Tasks defined in user code are not cached: the key does not cover changes to that code.
+    # Tokens of user-defined tasks are not cached, since the cache key does not depend on the code of the task.
     if is_cached(rows, policy) and len(rows) and not is_user_defined(task):
         known = tokenizer_fingerprint(tokenizer), encode(next(rows.batches(1))).key
         settings = {setting: value for setting, value in task.document().items() if setting not in task.traits.untokenized}

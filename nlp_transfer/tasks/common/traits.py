@@ -1,4 +1,4 @@
-"""Facts about a task that hold for all of its settings, on which the rest of the package relies."""
+"""Facts about a task class that are true for all settings. The rest of the package relies on them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,32 +15,34 @@ class TaskTraits:
     A class changes those of its base class with `dataclasses.replace(Base.traits, ...)`.
 
     Attributes:
-        prediction: Kind of prediction for a row: `label`, `labels`, `number`, `text`, or a word of a user's task.
+        prediction: What is predicted for a row, such as `label`, `labels`, `number`, `text`; other words for user-defined tasks.
         metrics: Names of all metrics, any of which can be `training.best_metric`.
-        best_metric: Validation metric by which the best weights are selected, unless `training.best_metric` is set.
+        best_metric: Validation metric that selects the best weights, unless `training.best_metric` is set.
         output: Name of the output column with the prediction.
+        command: Command that predicts with the models of the task: `predict` or `translate`.
         word_lists: Whether an input may be a list of words instead of a text.
         has_probabilities: Whether predictions have a column `probability`, and `probability:LABEL` for each label.
-        classes: Whether rows have classes, so that class weights, oversampling, the focal loss and `shots` make sense.
+        classes: Whether rows have classes, which class weights, oversampling, the focal loss and `shots` require.
         aligned: Whether data may consist of two line-aligned files, one with sources and one with targets.
         filters: Allowed values of `data.filter`.
         validation_settings: Settings that have no effect without a validation split.
-        untokenized: Settings that tokens do not depend on.
+        untokenized: Settings that do not affect the tokens.
         auto_class: Name of the transformers Auto class that loads the models of the task.
-        architecture: How names of these models' classes end, after `For`.
+        architecture: The part after `For` in the class names of these models, such as `SequenceClassification`.
         pipeline: Tag of the task on the Hugging Face Hub.
-        card: Template of the model card, which extends `model_card.md`. None: a card that holds for any task.
+        card: Template of the model card, which extends `model_card.md`. None means the card for any task.
         fixed: Settings that cannot be changed after training.
-        configured: Function of a model's configuration that returns the settings of the task for a model that other programs have
-            saved with the head in `architecture`. None, or a function that returns None: such models have another task.
-        readers: Functions that read files in a format of the task's own, by file extension. They get the path of a file and yield
-            its rows as dictionaries, or return None for a file that is an ordinary table.
+        configured: Function that gets the configuration of a model that another program saved with the head in `architecture`. It
+            returns the settings of the task, or None if the model has another task.
+        readers: For the extension of each file format that only this task supports, the function that reads it. The function gets
+            the path of a file; it yields the rows as dictionaries, or returns None if the file is an ordinary table.
     """
 
     prediction: str
     metrics: tuple[str, ...]
     best_metric: str
     output: str = "prediction"
+    command: str = "predict"
     word_lists: bool = False
     has_probabilities: bool = False
     classes: bool = False

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -13,24 +13,15 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from nlp_transfer.data.oversampling import rarest_labels
 from nlp_transfer.data.sources import ModelSource
-from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
-from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import WINDOWS, Features, TokenTable, model_inputs
-from nlp_transfer.data.tokens import Ragged as Ragged
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED
 from nlp_transfer.settings.applicability import Not, UsedBy, UsedWith
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, Task, TaskTraits
-from nlp_transfer.tasks.common.labels import (
-    LabelList,
-    balance,
-    check_no_classes,
-    check_occurrence,
-    configured_labels,
-    sort_labels,
-)
+from nlp_transfer.tasks.common.labels import LabelList, balance, check_no_classes, check_occurrence, sort_labels
 from nlp_transfer.tasks.common.objectives import TokenCrossEntropy, smoothing_of
 from nlp_transfer.tasks.common.pretrained_head import match_head
 from nlp_transfer.tasks.common.task import check_has_rows
@@ -41,35 +32,26 @@ from nlp_transfer.tasks.token_classification.entities import (
     TAG_FORM,
     Span,
     find_entities,
+    input_fault,
     read_conll,
+    settings_of_model,
+    span_fault,
+    spans_in_words,
     spans_of,
     split_tag,
     split_words,
+    tags_of,
+    text_and_words,
     type_names,
     words_of,
     write_tags,
 )
-from nlp_transfer.tasks.token_classification.entities import (
-    as_list as as_list,
-)
 from nlp_transfer.tasks.token_classification.entity_scorer import ENTITY_KEYS, EntityScorer
-from nlp_transfer.tasks.token_classification.word_tokens import align_words
-from nlp_transfer.utils.errors import Problems, UserError, did_you_mean, shorten
+from nlp_transfer.tasks.token_classification.word_tokens import align_words, as_objects
+from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 HEAD = "TokenClassification"
 UNREADABLE = "with tags or spans that cannot be read"  # kind of bad rows
-
-
-def _configured(config: Any) -> dict[str, Any]:
-    """Return the settings of the task for a model that other programs have saved."""
-    names = [str(name) for name in configured_labels(config)]
-    if unknown := [name for name in names if split_tag(name) is None]:
-        raise UserError(
-            f"model: {config.architectures[0]} with the labels {shorten(names)}: found {unknown[0]!r}; allowed: {TAG_FORM}; "
-            "token_classification predicts entities"
-        )
-    is_long = any(name[0] in "ES" for name in names)
-    return {"labels": type_names(names), "scheme": "BIOES" if is_long else "IOB2", "text": "text"}
 
 
 class TokenClassification(Task):
@@ -81,7 +63,7 @@ class TokenClassification(Task):
     traits: ClassVar[TaskTraits] = TaskTraits(
         prediction="entities", metrics=ENTITY_KEYS, best_metric="f1", auto_class="AutoModelForTokenClassification",
         architecture=HEAD, pipeline="token-classification", card=Path(__file__).with_name("entity_card.md"),
-        fixed=("labels", "scheme"), word_lists=True, configured=_configured,
+        fixed=("labels", "scheme"), word_lists=True, configured=settings_of_model,
         readers=dict.fromkeys((".conll", ".bio", ".iob", ".iob2"), read_conll),
     )  # fmt: skip
 
@@ -139,7 +121,7 @@ class TokenClassification(Task):
             problems.add(f"train, column {self.targets[0]!r}: no row has an entity; allowed: rows with entities")
         elif not problems:
             check_occurrence(labels, counts, train, problems)
-        return self.model_copy(update={"labels": labels or None, "_outputs": None})
+        return self.model_copy(update={"labels": labels or None})
 
     def _known_spans(self, rows: Rows) -> Iterator[list[Span]]:
         """Yield the entities of each row, in words or characters; none for unreadable rows."""
@@ -155,61 +137,15 @@ class TokenClassification(Task):
         Raises:
             ValueError: If the cell cannot be read; the message says what was found and what is allowed.
         """
-        if self.text is not None:
-            try:
-                return sorted(spans_of(cell), key=lambda span: span[1:])
-            except (ValueError, TypeError) as error:
-                allowed = '[{"start": 0, "end": 4, "label": "person"}], or [] for a text without entities'
-                raise ValueError(
-                    f"found {shorten(cell) if isinstance(error, TypeError) else error}; allowed: {allowed}"
-                ) from None
-        elements = words_of(cell)
-        if elements is None:
-            raise ValueError(f"found {shorten(cell)}; allowed: a list of tags")
-        return find_entities(map(self._tag, elements))
-
-    def _tag(self, element: Any) -> tuple[str, str]:
-        """Return the prefix and type of a tag, which may be the index of its name."""
-        is_index = (isinstance(element, int) and not isinstance(element, bool)) or (
-            isinstance(element, str) and element.isdecimal()
-        )
-        if is_index and self.tag_names is None:
-            raise ValueError(f"found the integer tag {element}; allowed: names of tags, or their names in task.tag_names")
-        if is_index and self.tag_names is not None:
-            if not 0 <= int(element) < len(self.tag_names):
-                raise ValueError(f"found the tag {element}; allowed: 0 to {len(self.tag_names) - 1}, indices of task.tag_names")
-            element = self.tag_names[int(element)]
-        if (parts := split_tag(element) if isinstance(element, str) else None) is None:
-            raise ValueError(f"found the tag {element!r}; allowed: {TAG_FORM}")
-        return parts
+        return find_entities(tags_of(cell, self.tag_names)) if self.text is None else spans_of(cell)
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
         column = rows.columns[self.inputs[0]]
         for row, cell in enumerate(column):
-            if (fault := self._input_fault(cell)) is not None:
+            if (fault := input_fault(cell, self.text is not None)) is not None:
                 problems.add_row(row, rows.bad(row, self.inputs[0], *fault))
             elif targets and (reason := self._target_fault(cell, rows.columns[self.targets[0]][row])) is not None:
                 problems.add_row(row, rows.bad(row, self.targets[0], reason, UNREADABLE))
-
-    def _input_fault(self, cell: Any) -> tuple[str, str] | None:
-        """Return the reason and the kind of an unusable input."""
-        if self.text is not None:
-            if not isinstance(cell, str):
-                return (f"found {shorten(cell)} ({type(cell).__name__}); allowed: text", NO_TEXT)
-            if fault := undecoded(cell, "utf-8"):
-                return f"{fault}; allowed: text", UNDECODED
-            return None if cell.strip() else ("the cell is empty; allowed: text", EMPTY_TEXT)
-        words = words_of(cell)
-        if words is None:
-            return f"found {shorten(cell)} ({type(cell).__name__}); allowed: a list of words", NO_TEXT
-        if not words:
-            return "the list of words is empty; allowed: at least one word", EMPTY_TEXT
-        for word in words:
-            if not isinstance(word, str) or not word:
-                return f"found the word {shorten(word)}; allowed: texts that are not empty", NO_TEXT
-            if fault := undecoded(word, "utf-8"):
-                return f"{fault}; allowed: text", UNDECODED
-        return None
 
     def _target_fault(self, cell: Any, target: Any) -> str | None:
         """Return why the entities of a row are unusable."""
@@ -221,7 +157,7 @@ class TokenClassification(Task):
             words, tags = len(words_of(cell) or []), len(words_of(target) or [])
             if words != tags:
                 return f"found {tags} tags for {words} words; allowed: one tag for each word"
-        elif fault := _span_fault(spans, len(cell)):
+        elif fault := span_fault(spans, len(cell)):
             return fault
         if self.labels and (unknown := [label for label, _, _ in spans if label not in self.labels]):
             known = ", ".join(self.labels)
@@ -272,7 +208,7 @@ class TokenClassification(Task):
         if targets:
             padding["labels"] = IGNORED
         cells = columns[self.inputs[0]]
-        texts, words = zip(*map(self._words, cells), strict=True) if cells else ((), ())
+        texts, words = zip(*(text_and_words(cell, self.text is not None) for cell in cells), strict=True) if cells else ((), ())
         limit = self.max_length or 512
         most = max(0, limit - tokenizer.num_special_tokens_to_add() - 1)
         stride = min(limit // 4 if self.stride is None else self.stride, most)
@@ -290,24 +226,9 @@ class TokenClassification(Task):
             ]
         return Features(ragged, padding, texts={name: as_objects(values) for name, values in objects.items()})
 
-    def _words(self, cell: Any) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text of a row, and the start and the end of each of its words."""
-        if self.text is not None:
-            return cell, split_words(cell)
-        words = words_of(cell) or []
-        ends = np.cumsum([len(word) + 1 for word in words]) - 1
-        return " ".join(words), [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
-
     def _tag_ids(self, spans: list[Span], units: Sequence[tuple[int, int]]) -> list[int]:
         """Return the output of the model for each word, for entities in words or characters."""
-        if self.text is not None:
-            starts, ends = [unit[0] for unit in units], [unit[1] for unit in units]
-            taken, in_words = 0, []
-            for label, start, end in spans:  # entities cover complete words; of two in one word, the first one counts
-                first = max(taken, int(np.searchsorted(ends, start, "right")))
-                taken = max(first, int(np.searchsorted(starts, end, "left")))
-                in_words += [(label, first, taken)] if first < taken else []
-            spans = in_words
+        spans = spans if self.text is None else spans_in_words(spans, units)
         index = {tag: i for i, tag in enumerate(self.outputs)}
         return [
             index[OUTSIDE]
@@ -348,10 +269,10 @@ class TokenClassification(Task):
         assert texts is not None, "entities are cut from the texts"
         outputs = model(**model_inputs(batch))
         probabilities, tags = outputs.logits.float().softmax(-1).max(-1)
-        window, token = torch.nonzero(batch["target_word"] >= 0, as_tuple=True)
-        rows, words = (batch[name].cpu().numpy() for name in ("target_row", "target_word"))
-        row, word = rows[window.cpu()], words[window.cpu(), token.cpu()]
-        tag, probability = tags[window, token].cpu().numpy(), probabilities[window, token].cpu().numpy()
+        at_words = torch.nonzero(batch["target_word"] >= 0, as_tuple=True)
+        columns = batch["target_word"], tags, probabilities, batch.get("labels", tags)
+        word, tag, probability, label = (values[at_words].cpu().numpy() for values in columns)
+        row = batch["target_row"][at_words[0]].cpu().numpy()
         order = np.argsort(row, kind="stable")
         count = np.bincount(row, minlength=len(texts["inputs"]))
         ends = np.cumsum(count)
@@ -363,8 +284,7 @@ class TokenClassification(Task):
         predictions = {"prediction": as_objects(entities), "scores": scores.astype(np.float32)}
         if "labels" not in batch:
             return predictions, {}
-        right = tag == batch["labels"][window, token].cpu().numpy()
-        predictions |= {"right": np.bincount(row, right, minlength=len(count)).astype(np.int64), "of": count}
+        predictions |= {"right": np.bincount(row, tag == label, minlength=len(count)).astype(np.int64), "of": count}
         return predictions, self.objective().items(outputs, batch)
 
     def _predicted(self, text: str, units: list[list[int]], words: np.ndarray, tags: np.ndarray, scores: np.ndarray) -> list[Any]:
@@ -389,20 +309,3 @@ class TokenClassification(Task):
         self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False
     ) -> dict[str, list[Any]]:
         return self.scorer.reference_column(references) | {"prediction": self.scorer.typed(predictions["prediction"])}
-
-
-def _span_fault(spans: list[Span], length: int) -> str | None:
-    """Return a message on the first span that is empty, is outside of its text or overlaps the one before."""
-    before = 0
-    for label, start, end in spans:
-        if not 0 <= start < end <= length:
-            return f"found the span {start} to {end} ({label}); allowed: 0 <= start < end <= {length}, the length of the text"
-        if start < before:
-            return f"found the span {start} to {end} ({label}), which overlaps another one; allowed: spans that do not overlap"
-        before = end
-    return None
-
-
-def as_objects(values: Iterable[Any]) -> np.ndarray:
-    """Return values of any type as an array of objects of shape (rows,)."""
-    return np.fromiter(values, object)

@@ -3,12 +3,17 @@
 import json
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from nlp_transfer.data.augmentation import UNSPACED
+from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
+from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT
+from nlp_transfer.tasks.common.labels import configured_labels
 from nlp_transfer.utils.errors import UserError, shorten
 
 Span = tuple[str, int, int]  # label, start, end (exclusive)
@@ -37,29 +42,86 @@ def words_of(cell: Any) -> list[Any] | None:
     return cell.split() if elements is None and isinstance(cell, str) else elements
 
 
+def input_fault(cell: Any, is_text: bool) -> tuple[str, str] | None:
+    """Return the reason and the kind of an unusable text or list of words."""
+    kind = "text" if is_text else "a list of words"
+    words = ([cell] if isinstance(cell, str) else None) if is_text else words_of(cell)
+    if words is None:
+        return f"found {shorten(cell)} ({type(cell).__name__}); allowed: {kind}", NO_TEXT
+    if not words or (is_text and not cell.strip()):
+        return f"found {shorten(cell)}, which is empty; allowed: {kind}", EMPTY_TEXT
+    for word in words:
+        if not isinstance(word, str) or not word:
+            return f"found the word {shorten(word)}; allowed: words that are not empty", NO_TEXT
+        if fault := undecoded(word, "utf-8"):
+            return f"{fault}; allowed: {kind}", UNDECODED
+    return None
+
+
 def spans_of(cell: Any) -> list[Span]:
-    """Return the spans in a cell: a list of objects with `start`, `end` and `label`, or an object of three lists.
+    """Return the spans in a cell, by their start: a list of objects with `start`, `end` and `label`.
 
     Raises:
-        ValueError: If the cell holds something else; the message says what.
+        ValueError: If the cell holds something else; the message says what was found and what is allowed.
     """
-    if isinstance(cell, str) and cell.lstrip().startswith("{"):
-        cell = json.loads(cell)
-    if isinstance(cell, Mapping):
-        names = ("start", "end", "label")
-        rows = zip(*(as_list(cell.get(name)) or [] for name in names), strict=True)
-        elements: Any = [dict(zip(names, row, strict=True)) for row in rows]
-    else:
-        elements = as_list(cell)
-    if elements is None:
-        raise ValueError(shorten(cell))
     spans: list[Span] = []
-    for element in elements:
+    for element in [cell] if (elements := as_list(cell)) is None else elements:
         values: list[Any] = [element.get(name) for name in ("label", "start", "end")] if isinstance(element, Mapping) else []
         if [type(value) for value in values] != [str, int, int] or not values[0].strip():
-            raise ValueError(shorten(element))
+            allowed = '[{"start": 0, "end": 4, "label": "person"}], or [] for a text without entities'
+            raise ValueError(f"found {shorten(element)}; allowed: {allowed}")
         spans.append((values[0].strip(), values[1], values[2]))
-    return spans
+    return sorted(spans, key=lambda span: span[1:])
+
+
+def span_fault(spans: list[Span], length: int) -> str | None:
+    """Return a message on the first span that is empty, is outside of a text of `length` or overlaps the one before."""
+    before = 0
+    for label, start, end in spans:
+        if not 0 <= start < end <= length:
+            return f"found the span {start} to {end} ({label}); allowed: 0 <= start < end <= {length}, the length of the text"
+        if start < before:
+            return f"found the span {start} to {end} ({label}), which overlaps another one; allowed: spans that do not overlap"
+        before = end
+    return None
+
+
+def spans_in_words(spans: Iterable[Span], words: Sequence[tuple[int, int]]) -> list[Span]:
+    """Convert spans of characters, by their start, to spans of complete words. Of two in one word, the first one counts.
+
+    Args:
+        words: Start and end of each word in characters.
+    """
+    starts, ends = [word[0] for word in words], [word[1] for word in words]
+    taken, converted = 0, []
+    for label, start, end in spans:
+        first = max(taken, bisect_right(ends, start))
+        taken = max(first, bisect_left(starts, end))
+        converted += [(label, first, taken)] if first < taken else []
+    return converted
+
+
+def tags_of(cell: Any, names: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Return the prefix and the type of each tag in a cell. Tags may be indices of `names`.
+
+    Raises:
+        ValueError: If a tag cannot be read; the message says what was found and what is allowed.
+    """
+    if (elements := words_of(cell)) is None:
+        raise ValueError(f"found {shorten(cell)}; allowed: a list of tags")
+    tags = []
+    for element in elements:
+        tag = element
+        if (isinstance(tag, int) and not isinstance(tag, bool)) or (isinstance(tag, str) and tag.isdecimal()):
+            if names is None:
+                raise ValueError(f"found the integer tag {tag}; allowed: names of tags; or set task.tag_names to the names")
+            if not 0 <= int(tag) < len(names):
+                raise ValueError(f"found the tag {tag}; allowed: 0 to {len(names) - 1}, indices of task.tag_names")
+            tag = names[int(tag)]
+        if (parts := split_tag(tag) if isinstance(tag, str) else None) is None:
+            raise ValueError(f"found the tag {shorten(tag)}; allowed: {TAG_FORM}")
+        tags.append(parts)
+    return tags
 
 
 def split_tag(tag: str) -> tuple[str, str] | None:
@@ -68,6 +130,19 @@ def split_tag(tag: str) -> tuple[str, str] | None:
         return OUTSIDE, ""
     prefix, dash, label = tag.partition("-")
     return (prefix, label) if dash and label.strip() and prefix in INSTEAD else None
+
+
+def settings_of_model(config: Any) -> dict[str, Any]:
+    """Return the settings of the task for a model that other programs have saved.
+
+    Raises:
+        UserError: If its labels are not tags of entities.
+    """
+    names = [str(name) for name in configured_labels(config)]
+    if unknown := [name for name in names if split_tag(name) is None]:
+        raise UserError(f"model: {config.architectures[0]}: config.json has the label {unknown[0]!r}; allowed: {TAG_FORM}")
+    scheme = "BIOES" if any(name[0] in "ES" for name in names) else "IOB2"
+    return {"labels": type_names(names), "scheme": scheme, "text": "text"}
 
 
 def find_entities(tags: Iterable[tuple[str, str]]) -> list[Span]:
@@ -113,6 +188,15 @@ def _word_pattern() -> re.Pattern[str]:
 def split_words(text: str) -> list[tuple[int, int]]:
     """Return the start and the end of each word of a text, in characters."""
     return [match.span() for match in _word_pattern().finditer(text)]
+
+
+def text_and_words(cell: Any, is_text: bool) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a row, with spaces between listed words, and the start and the end of each word."""
+    if is_text:
+        return cell, split_words(cell)
+    words = words_of(cell) or []
+    ends = [end - 1 for end in accumulate(len(word) + 1 for word in words)]
+    return " ".join(words), [(end - len(word), end) for word, end in zip(words, ends, strict=True)]
 
 
 def read_conll(path: Path) -> Iterator[dict[str, Any]]:

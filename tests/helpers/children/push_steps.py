@@ -151,6 +151,20 @@ def translation(folder: Path, hub: Hub, address: str) -> None:
     AutoTokenizer.from_pretrained("ann/translation", subfolder="target_tokenizer")
 
 
+def summarization(folder: Path, hub: Hub, address: str) -> None:
+    """The card has the tag and the metrics of the task."""
+    texts = read_lines(folder / "train.txt")
+    source = write(folder / "summaries.csv", {"text": texts, "summary": [text[:9] for text in texts]})
+    task = {"name": "summarization", "target_vocabulary": 300, "beams": 1}
+    data = {"train": source, "validation_share": 0.1}
+    done = run(model=folder / "tiny", data=data, task=task, output_dir=folder / "summarization")
+    push(done.output_dir, "ann/summarization")
+    card = hub.repository("ann/summarization").files()["README.md"].decode()
+    assert "pipeline_tag: summarization" in card
+    assert {name for name in ("rouge1", "rouge2", "rougeL", "rougeLsum") if f"type: {name}\n" in card} >= {"rouge1", "rougeLsum"}
+    assert load_predictor("ann/summarization")(BATCH) == done.predictor()(BATCH)
+
+
 def custom_head(folder: Path, hub: Hub, address: str) -> None:
     """A head of this toolkit, with a plain encoder in a subfolder. Large files are sent in parts."""
     data, task = {"train": folder / "train.csv"}, {"head": {"hidden": [8]}}
@@ -190,6 +204,6 @@ def failed_after_training(folder: Path, hub: Hub, address: str) -> None:
 
 
 STEPS: list[Callable[[Path, Hub, str], None]] = [
-    train_and_push, unchanged, changed, visibility, adapter, branch_and_pull_request, translation, custom_head,
-    refused_before_training, failed_after_training,
+    train_and_push, unchanged, changed, visibility, adapter, branch_and_pull_request, translation, summarization,
+    custom_head, refused_before_training, failed_after_training,
 ]  # fmt: skip

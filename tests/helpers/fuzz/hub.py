@@ -129,7 +129,7 @@ def odd_answer(rng: random.Random) -> Callable[[int, bytes, dict[str, str]], Ans
 def send() -> None:
     with asking(f"pushing to {NAME}"):
         api = permissions.connect(NAME)
-        target = permissions.check_target(api, NAME, tag="v1")
+        target = permissions.check_target(api, permissions.Target(NAME, tag="v1"))
         if target.state is None or target.state.head is None:
             raise UserError(f"{NAME}: is gone")
         ModelCard("---\ntags: [a]\n---\n").validate()

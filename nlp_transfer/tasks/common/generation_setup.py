@@ -1,6 +1,5 @@
-"""Infer settings of a translation task from its checkpoint and training pairs: the architecture and maximum lengths."""
+"""Infer settings of a task that generates text from its checkpoint and training pairs: the architecture, and lengths."""
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +12,7 @@ from nlp_transfer.utils.errors import Problems, UserError
 Architecture = Literal["encoder_decoder", "seq2seq"]
 
 ENCODER_DECODER = "encoder-decoder"  # transformers' model type of `EncoderDecoderModel`
-MEASURED_PAIRS = 2000  # maximum size of the sample of training pairs for `measure_lengths`
-LENGTH_OFFSET = 8  # tokens added to source lengths before computing ratios, since the ratios of short texts vary more
+MEASURED_PAIRS = 2000  # maximum size of the sample of training pairs for `sample_lengths`
 
 
 def find_architecture(requested: Architecture | None, checkpoint: Checkpoint) -> Architecture:
@@ -40,11 +38,8 @@ def check_no_decoder_settings(task: Any, problems: Problems) -> None:
             problems.add(f"task.{name}: found {value!r}; a seq2seq checkpoint has a decoder and a tokenizer; leave it out")
 
 
-def measure_lengths(task: Any, train: Rows) -> tuple[float, int]:
-    """Return the maximum ratio of target to source length, and the maximum source length, from a sample of training pairs."""
+def sample_lengths(task: Any, train: Rows) -> np.ndarray:
+    """Return the lengths of sources and of targets in tokens, for a sample of training pairs; int64 of shape (2, pairs)."""
     sample = train.select(draw_rows(len(train), MEASURED_PAIRS))
     ragged = task.encode(next(sample.batches(MEASURED_PAIRS)), task.tokenizers.source).ragged
-    source, target = (np.array([len(ids) for ids in ragged[name]]) for name in ("input_ids", "labels"))
-    ratio = float(np.quantile(target / (source + LENGTH_OFFSET), 0.999)) * 1.25
-    longest = max(16, math.ceil(float(np.quantile(source, 0.999)) * 1.5))
-    return round(ratio, 3), longest
+    return np.array([[len(ids) for ids in ragged[name]] for name in ("input_ids", "labels")])
