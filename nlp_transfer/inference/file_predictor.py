@@ -85,7 +85,8 @@ class FilePredictor:
         if beams:
             predictor.task = predictor.task.model_copy(update={"beams": beams})
         if probabilities and not traits.has_probabilities:
-            raise UserError(f"--probabilities: {model} predicts {traits.prediction}s, which have no probabilities; leave it out")
+            name = task_name(predictor.task)
+            raise UserError(f"--probabilities: {model} is a {name} model, which has no probabilities by label; leave it out")
         say(*unused_columns(predictor.task, source))
         self.predictor, self.source, self.probabilities = predictor, source, probabilities
         self.translator = Translator(predictor) if command == "translate" else None

@@ -23,7 +23,7 @@ from nlp_transfer.saved_models.probe import probe_difference
 from nlp_transfer.settings.applicability import usage
 from nlp_transfer.tasks.question_answering import QuestionAnswering
 from nlp_transfer.tasks.question_answering.squad_metrics import AnswerScorer
-from tests.builders import document, prepared, read_table, succeed, write
+from tests.builders import command, document, prepared, read_table, succeed, write
 from tests.helpers.models import VOCABULARY
 from tests.helpers.questions import QA, by_example, columns, questions, squad
 
@@ -101,6 +101,14 @@ def test_what_predict_takes_changes_predictions(name: str, value: Any, trained: 
     }
     assert name in marked
     assert len(marked) == 6, "each is shown to have an effect"
+
+
+def test_there_are_no_probabilities_by_label(trained: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "new.jsonl", questions(2))
+    status, output = command("predict", trained, "--input", source, "--output", tmp_path / "out.csv", "--probabilities")
+    assert status == 2
+    assert "--probabilities" in output
+    assert "question_answering" in output
 
 
 def test_settings_change_when_a_model_is_loaded(trained: Path) -> None:
