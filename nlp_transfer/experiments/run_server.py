@@ -141,8 +141,8 @@ def keep_results(run: FineTuned, keep_models: bool) -> None:
         for kind, columns in (("answer", predictions), ("reference", run.references[split])):
             for name, array in columns.items():
                 if name != "scores" or array.nbytes <= MAX_SCORE_BYTES:
-                    text = array.dtype == object
-                    arrays[f"{split}/{kind}/{name}"] = np.array([str(cell) for cell in array]) if text else array
+                    is_json = array.dtype.kind in "OU"  # texts, or other JSON values
+                    arrays[f"{split}/{kind}/{name}"] = np.array([json.dumps(cell) for cell in array]) if is_json else array
     with replacing(folder / PREDICTIONS_FILE) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     model = size_of(folder / "model")

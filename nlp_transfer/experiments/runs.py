@@ -29,7 +29,7 @@ from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
-OUTCOME, PREDICTIONS_FILE, LOG = "outcome.json", "answers.npz", "log.txt"
+OUTCOME, PREDICTIONS_FILE, LOG = "outcome.json", "predictions.npz", "log.txt"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Outcome:
             for path in arrays.files:
                 of_split, kind, name = path.split("/", 2)
                 if of_split == split:
-                    columns[kind][name] = arrays[path]
+                    array = arrays[path]
+                    is_json = array.dtype.kind == "U"
+                    columns[kind][name] = np.fromiter(map(json.loads, array.tolist()), object) if is_json else array
         return ScoredSplit(columns["answer"], columns["reference"])
 
 

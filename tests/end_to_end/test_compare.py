@@ -18,7 +18,7 @@ from tests.builders import document, sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
-FILES = "result.json config.yaml log.jsonl log.txt answers.npz outcome.json strategy.json predictions".split()
+FILES = "result.json config.yaml log.jsonl log.txt predictions.npz outcome.json strategy.json predictions".split()
 BASE = [sys.executable, "-m", "nlp_transfer", "compare"]
 
 
@@ -76,7 +76,7 @@ def test_interrupted_comparison_is_resumed(tmp_path: Path, tiny: dict[str, Path]
     sizes = json.loads((out / "runs/lora-all-1/outcome.json").read_text())
     assert sizes["stored_bytes"] > 0
     assert sizes["model_bytes"] != sizes["stored_bytes"], "the adapter is what must be stored"
-    with np.load(out / "runs/full-all-0/answers.npz") as one, np.load(out / "runs/lora-all-0/answers.npz") as other:
+    with np.load(out / "runs/full-all-0/predictions.npz") as one, np.load(out / "runs/lora-all-0/predictions.npz") as other:
         for split in ("validation", "test"):
             assert np.array_equal(one[f"{split}/reference/labels"], other[f"{split}/reference/labels"])
             right = (one[f"{split}/answer/prediction"] == one[f"{split}/reference/labels"]).mean()

@@ -102,3 +102,14 @@ def test_predicted_rows_may_be_bad(tiny: dict[str, Path], tmp_path: Path) -> Non
     written = read_table(tmp_path / "out.jsonl")
     assert [row["prediction"] is None for row in written] == [False, True, True]
     assert [bool(row["note"]) for row in written] == [False, True, True]
+
+
+def test_strategies_are_compared_by_entities(tiny: dict[str, Path], tmp_path: Path) -> None:
+    config = write(tmp_path / "run.yaml", {
+        "model": str(tiny["bert"]), "task": {"name": "token_classification"}, "output_dir": str(tmp_path / "out"),
+        "data": {name: str(write(tmp_path / f"{name}.jsonl", sentences(40, i))) for i, name in enumerate(("train", "test"))},
+        "training": {"max_steps": 2},
+    })  # fmt: skip
+    succeed("compare", config, "--strategies", "full", "bitfit", "--seeds", 0, 1)
+    summary = tmp_path / "out-comparison/comparison.csv"
+    assert {row["strategy"] for row in read_table(summary)} >= {"full", "bitfit"}
