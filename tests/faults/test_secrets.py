@@ -258,7 +258,7 @@ from nlp_transfer.commands.exit_status import run_command
 
 plan = json.loads(Path("plan.json").read_text())
 import nlp_transfer.fine_tune
-story = sys.modules["nlp_transfer.fine_tune"]
+story = sys.modules["nlp_transfer.run.stages"]
 score = story.score_splits
 
 def talkative(*arguments):

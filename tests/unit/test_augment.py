@@ -16,8 +16,8 @@ from nlp_transfer.data.augmentation import Augmenter, WordTable, make_augmenter
 from nlp_transfer.data.tokens import Ragged, TokenTable
 from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View
-from nlp_transfer.training import Trainer
 from nlp_transfer.training.gradient import WindowGradient
+from nlp_transfer.training.standard_callbacks import Augmentation
 from tests.builders import refused, trainer
 
 pytestmark = pytest.mark.model
@@ -277,7 +277,6 @@ def test_masking_without_a_mask_token_is_refused() -> None:
 
 def test_only_training_batches_of_the_task_are_changed(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step's rows go through it once, with the step; validation never does."""
-    loop: Trainer = trainer(tiny["bert"], evaluate_every=1, gradient_accumulation_steps=2)
     seen: list[tuple[int, list[int]]] = []
     windows: list[list[int]] = []
 
@@ -292,8 +291,7 @@ def test_only_training_batches_of_the_task_are_changed(tiny: dict[str, Path], mo
         return original(self, window, at)
 
     monkeypatch.setattr(WindowGradient, "backward", backward)
-    loop.augment = change
-    loop.train()
+    trainer(tiny["bert"], callbacks=[Augmentation(change)], evaluate_every=1, gradient_accumulation_steps=2).train()
     assert len(windows) == 4
     for step, rows in enumerate(windows):
         assert sorted(row for at, part in seen if at == step for row in part) == rows

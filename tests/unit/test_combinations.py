@@ -15,6 +15,7 @@ from nlp_transfer.data.tokens import Ragged
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.strategies import Phase, strategy_from
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression
+from nlp_transfer.strategies.multitask.multitask_model import MultitaskModel
 from nlp_transfer.training.position import Position
 from nlp_transfer.training.standard_callbacks import EarlyStopping
 from tests.builders import prepared, refused, run
@@ -110,9 +111,15 @@ def test_soft_sharing_scales_heads_only(tiny: dict[str, Path]) -> None:
 
     other = {"name": "more", "data": {"train": "a.csv"}, "task": {"name": "regression"}}
     strategy = strategy_from({"name": "multitask", "sharing": "soft", "tasks": [other]})
-    model = prepared(tiny["bert"], TASKS["single"], strategy).model
-    names = ["bert.encoder.layer.0.output.dense.weight", "classifier.weight"]
-    groups = strategy.param_groups(model, [Group([*names, *(f"auxiliary.more.{name}" for name in names)], 0.01)])
+    single, number = (prepared(tiny["bert"], TASKS[task]).model for task in ("single", "regression"))
+    model = MultitaskModel(single, "own", {"more": number}, shares_encoder=False)
+    names = [
+        f"{prefix}.{name}"
+        for prefix in ("main", "auxiliary.more")
+        for name in ("bert.encoder.layer.0.output.dense.weight", "classifier.weight")
+    ]
+    assert set(names) <= dict(model.named_parameters()).keys()
+    groups = strategy.param_groups(model, [Group(names, 0.01)])
     rates = {name: group.learning_rate_scale for group in groups for name in group.names}
     assert rates == {name: 10.0 if "classifier" in name else 1.0 for name in rates}
     assert len(rates) == 4

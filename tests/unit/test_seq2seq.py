@@ -539,11 +539,11 @@ def test_limits_come_from_train(family: str, checkpoints: dict[str, Path]) -> No
     sources, targets = tokenizers.source_ids(SOURCES, 64)[0], tokenizers.target_ids(TARGETS, 64)[0]
     assert task.longest_source == min(64, max(16, -(-3 * max(map(len, sources)) // 2)))
     for source, target in zip(sources, targets, strict=True):
-        assert len(target) <= task._limit(len(source)) <= 64
+        assert len(target) <= task.target_limit(len(source)) <= 64
     model = task.build_model(opened(checkpoints[family]), TrainingConfig())
-    assert model.generation_config.max_new_tokens == task._limit(task.longest_source)
+    assert model.generation_config.max_new_tokens == task.target_limit(task.longest_source)
     asked = prepared(checkpoints[family], languages(family) | {"length_ratio": 0.5, "longest_source": 20})
-    assert (asked.longest_source, asked._limit(20)) == (20, 14)
+    assert (asked.longest_source, asked.target_limit(20)) == (20, 14)
 
 
 def test_tiny_encoder_knows_its_words() -> None:

@@ -116,7 +116,7 @@ def test_unsupported_methods_are_refused(kind: str, tiny: dict[str, Path]) -> No
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "LILY"])
 def test_translation_needs_mergeable_methods(kind: str, tiny: dict[str, Path]) -> None:
     document = {"name": "translation", "source": "text", "target": "other", "target_vocabulary": 300}
-    with refused(f"found {kind}", "cannot be merged", "translation"):
+    with refused(f"found {kind}", "cannot be merged", "generating text"):
         prepared(tiny["bert"], document, Peft(type=kind))
 
 
