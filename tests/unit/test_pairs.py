@@ -64,8 +64,8 @@ def test_mostly_the_same_text_is_a_mistake(alike: int) -> None:
     pairs = different(100)
     found = problems_of(pairs[alike:] + [(f" {source}", f"{source}\r") for source, _ in pairs[:alike]])
     assert len(found) == 1
-    assert f"{alike} of 100 pairs" in found[0]
-    assert f"row {100 - alike + 2}:" in found[0]
+    assert f"in total {alike} of 100 pairs" in found[0]
+    assert f"row {100 - alike + 2}: source and target are the same text in this and in" in found[0]
 
 
 def test_some_of_the_same_text_is_told() -> None:

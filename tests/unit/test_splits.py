@@ -311,7 +311,7 @@ def test_a_small_validation_split_is_made_where_it_is_asked_for(setting: dict[st
     needed, _ = read_splits(DataConfig(train=frame(40)), task, TrainingConfig(**setting), 0)
     for splits in (explicit, needed, read_splits(DataConfig(train=frame(40)), task, TrainingConfig(), 0, True)[0]):
         assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 36, "validation": 4}
-        assert sum(note.startswith("warning: validation") and " 4 rows" in note for note in splits.notes) == 1
+        assert sum(note.startswith("warning: validation: only 4 rows") for note in splits.notes) == 1
         assert splits.validation_share == 0.1
 
 

@@ -181,7 +181,10 @@ def _too_long(row: Any, where: str) -> str:
 
 
 def _largest(metadata: Any, row: int, columns: Collection[str]) -> str:
-    """Describe for a message, from the metadata, the row group that contains a row, and the largest column of the group."""
+    """Describe for a message, from the metadata, the row group that contains a row, and the largest column of the group.
+
+    Sizes are those of `_weight`: the elements of a list of nulls take no bytes in the file, but a pointer each in Python.
+    """
     if metadata is None:
         return ""
     for i in range(metadata.num_row_groups):
@@ -189,7 +192,7 @@ def _largest(metadata: Any, row: int, columns: Collection[str]) -> str:
         row -= group.num_rows
         if row <= 0:
             chunks = [group.column(j) for j in range(group.num_columns)]
-            sizes = {chunk.path_in_schema: chunk.total_uncompressed_size for chunk in chunks}
+            sizes = {chunk.path_in_schema: chunk.total_uncompressed_size + POINTER * chunk.num_values for chunk in chunks}
             read = {name: size for name, size in sizes.items() if any(f"{name}.".startswith(f"{column}.") for column in columns)}
             return f", row group {i + 1}, largest column {shorten(max(read, key=lambda name: read[name]))}" if read else ""
     return ""

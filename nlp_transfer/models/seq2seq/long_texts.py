@@ -54,9 +54,10 @@ CLAUSE = regex.compile(
 # Units for splitting text without spaces, from the largest to the smallest:
 # 1. characters of scripts without spaces (with marks that must not begin or end a line), and runs of other characters (`iPhone`,
 #    `3.14`, a URL);
-# 2. words in one script, and numbers;
-# 3. grapheme clusters (accents, emoji sequences, flags);
-# 4. code points.
+# 2. the same without the marks, for a word that fits only without those after it;
+# 3. words in one script, and numbers;
+# 4. grapheme clusters (accents, emoji sequences, flags);
+# 5. code points.
 _OPEN = r"[\p{Ps}\p{Pi}\"'¿¡#＃$€£¥＄￥]"
 _CLOSE = r"[\p{Pe}\p{Pf}。、，．：；！？｡…‥・.,:;!?%％‰℃°～〜ー々〻ぁぃぅぇぉっゃゅょゎゕゖァィゥェォッャュョヮヵヶฯๆໆ។-៖၊။]"
 _RUN = rf"(?:(?!{_OPEN}{{1,4}}+[{SPACELESS}])(?![{SPACELESS}])(?:[^{WHITE}]|[{GLUE}])|(?<=\p{{Nd}})[，．：／](?=\p{{Nd}}))++"
@@ -65,6 +66,7 @@ _UNIT = rf"{_OPEN}*+{_CORE}{_CLOSE}*+"
 _LETTERS = "|".join(rf"\p{{{script}}}(?:['’]?[\p{{{script}}}\p{{M}}ー])*+" for script in SPACED)
 LEVELS = [
     regex.compile(rf"{_UNIT}(?:[\"']++(?:{_UNIT})?+)*+|.", regex.DOTALL),
+    regex.compile(_CORE, regex.DOTALL),
     regex.compile(rf"\p{{Nd}}++(?:[.,'’٫٬，．：:]\p{{Nd}}++)*+|{_LETTERS}|\X"),
     regex.compile(r"\X"),
     regex.compile(r".", regex.DOTALL),
