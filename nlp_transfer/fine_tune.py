@@ -13,8 +13,9 @@ from nlp_transfer.inference.translator import Translator
 from nlp_transfer.run.folder import Resume, RunFolder
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.run.stages import build, encode, read, report, save, score, train
+from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.launch_config import check_launch
-from nlp_transfer.settings.schema import Document, RunConfig
+from nlp_transfer.settings.schema import RunConfig
 from nlp_transfer.tasks import Arrays
 from nlp_transfer.training.callbacks import Callback, note_on_callbacks
 from nlp_transfer.training.interruption import Signals

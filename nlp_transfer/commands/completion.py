@@ -16,7 +16,8 @@ from nlp_transfer.data.sources import wheels
 from nlp_transfer.data.sources.file_reading import format_of
 from nlp_transfer.data.sources.globs import expand_glob
 from nlp_transfer.data.sources.table_reader import read_table
-from nlp_transfer.settings.schema import DataConfig, Document, expand_name
+from nlp_transfer.settings.base_settings import Document
+from nlp_transfer.settings.schema import DataConfig, expand_name
 from nlp_transfer.settings.validation import check_names, validate
 from nlp_transfer.utils.distributed import world_size
 from nlp_transfer.utils.environment import expand, importing

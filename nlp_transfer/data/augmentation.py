@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nlp_transfer.data.ragged import Ragged, row_offsets
 from nlp_transfer.data.random_numbers import GOLDEN, splitmix64
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
 from nlp_transfer.utils.errors import UserError
 
@@ -154,7 +155,7 @@ class Augmenter:
         actions, from_start = np.repeat(action, new_sizes), np.repeat(starts, new_sizes)
         origin = np.where(actions == KEEP, from_start + offset, from_start)  # position of each token in the original text
         lengths = np.bincount(word_row, new_sizes, len(inside)).astype(np.int64)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        offsets = row_offsets(lengths)
         changed = dict(batch)
         for name in self.fill:
             if name not in batch:
@@ -233,4 +234,4 @@ def _words_of(column: Ragged, words: WordTable) -> Ragged:
     sizes = np.diff(np.append(starts, len(ids)))
     usable = ~words.special[ids[starts]] & ~words.continues[ids[starts]]
     chosen = np.repeat(usable, sizes)
-    return Ragged(ids[chosen], np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[usable])]))
+    return Ragged(ids[chosen], row_offsets(sizes[usable]))

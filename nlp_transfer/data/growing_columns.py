@@ -5,6 +5,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from nlp_transfer.data.ragged import row_offsets
+
 BLOCK = 2**20  # values per write
 
 
@@ -43,10 +45,7 @@ class GrowingRagged:
 
     def offsets(self) -> np.ndarray:
         """Return the offsets of all rows, int64 of shape (rows + 1,)."""
-        offsets = np.zeros(sum(map(len, self._lengths)) + 1, np.int64)
-        if self._lengths:
-            np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
-        return offsets
+        return row_offsets(np.concatenate([np.zeros(0, np.int64), *self._lengths]))
 
 
 def in_memory(column: GrowingRagged) -> np.ndarray:

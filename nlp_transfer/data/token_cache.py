@@ -26,8 +26,9 @@ from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
 from nlp_transfer.data.growing_columns import GrowingRagged
+from nlp_transfer.data.ragged import Ragged
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.tokens import Encode, Features, Ragged, TokenTable, encode_rows, encoded_blocks
+from nlp_transfer.data.tokens import Encode, Features, TokenTable, encode_rows, encoded_blocks
 from nlp_transfer.security.file_locks import remove
 from nlp_transfer.utils.checksums import crc32_of
 from nlp_transfer.utils.console import say

@@ -1,4 +1,4 @@
-"""Tokenized rows in flat arrays: a ragged column is an array of values and an array of row offsets."""
+"""Tokenize rows, and keep them in flat arrays."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,77 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nlp_transfer.data.growing_columns import GrowingRagged, in_memory
 from nlp_transfer.data.oversampling import Repeats
+from nlp_transfer.data.ragged import Ragged, row_offsets, share_offsets
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.utils.errors import converted
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """A column of rows of different lengths. Its arrays may be read-only (broadcast or memory-mapped).
-
-    Attributes:
-        values: Values of all rows, int32 of shape (values,); for cached hidden states, float32 of shape (tokens, width).
-        offsets: int64 of shape (rows + 1,); row i is `values[offsets[i] : offsets[i + 1]]`.
-    """
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    @classmethod
-    def from_lists(cls, rows: Iterable[list[int]]) -> "Ragged":
-        """Build a column from lists of ints, one per row."""
-        rows = list(rows)
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return cls(np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])), offsets)
-
-    @classmethod
-    def concatenate(cls, columns: "list[Ragged]") -> "Ragged":
-        """Concatenate the rows of several columns."""
-        starts = np.cumsum([0] + [len(column.values) for column in columns])
-        offsets = [column.offsets[1:] + start for column, start in zip(columns, starts[:-1], strict=True)]
-        return cls(np.concatenate([column.values for column in columns]), np.concatenate([np.zeros(1, np.int64), *offsets]))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> list[int]:
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        values: list[int] = self.values[self.offsets[row] : self.offsets[row + 1]].tolist()
-        return values
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of values in each row, int64 of shape (rows,)."""
-        return np.diff(self.offsets)
-
-    def padded(self, indices: np.ndarray, fill: int) -> np.ndarray:
-        """Return the rows at `indices`, padded on the right with `fill`.
-
-        Returns:
-            int64 of shape (len(indices), longest row); for hidden states float32 of shape (len(indices), longest row, width).
-        """
-        positions, inside = self._positions(indices)
-        if self.values.ndim > 1:
-            return np.where(inside[..., None], self.values[positions], np.float32(fill))
-        return np.where(inside, self.values[positions] if len(self.values) else fill, fill).astype(np.int64)
-
-    def select(self, indices: np.ndarray) -> "Ragged":
-        """Return the rows at `indices`, in that order."""
-        starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(int(offsets[-1]))
-        return Ragged(self.values[positions], offsets)
-
-    def _positions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions in `values` (int64) and a mask that excludes padding (bool), both of shape (len(indices), longest
-        row)."""
-        starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
-        columns = np.arange(int(lengths.max(initial=1)))
-        inside = columns < lengths[:, None]
-        return np.where(inside, starts[:, None] + columns, 0), inside
-
 
 WINDOWS = "windows"  # name of a ragged column
 
@@ -143,7 +75,7 @@ class TokenTable:
         if WINDOWS not in self.ragged:
             return self.ragged
         lengths = self.ragged[WINDOWS].values
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        offsets = row_offsets(lengths)
         return {name: Ragged(column.values, offsets) for name, column in self.ragged.items() if name != WINDOWS}
 
     def _padded(self, indices: np.ndarray, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
@@ -287,15 +219,6 @@ def encode_rows(rows: Rows, encode: Encode, size: int = 1000) -> TokenTable:
     )
 
 
-def share_offsets(columns: dict[str, Ragged]) -> dict[str, Ragged]:
-    """Make columns with the same offsets as the first column share its array."""
-    first = next(iter(columns.values()), None)
-    if first is None:
-        return columns
-    same = {name: np.array_equal(column.offsets, first.offsets) for name, column in columns.items()}
-    return {name: Ragged(column.values, first.offsets) if same[name] else column for name, column in columns.items()}
-
-
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], names: Iterable[str], limit: int
 ) -> tuple[dict[str, Ragged], int]:
@@ -349,8 +272,7 @@ def _by_backend(tokenizer: Any, texts: Sequence[list[str]], names: Iterable[str]
         backend.encode_special_tokens = tokenizer.split_special_tokens
     rows = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
     truncated = sum(1 for row in rows if len(row) >= limit and row.overflowing)
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    offsets = row_offsets([len(row) for row in rows])
     columns = {}
     for name in names:
         if name == "input_ids":

@@ -21,9 +21,10 @@ from nlp_transfer.run.document import as_document
 from nlp_transfer.run.folder import differences, is_location
 from nlp_transfer.run.provenance import compare_content, describe_changes, hash_inputs, hash_strategy, record_inputs
 from nlp_transfer.run.run import Run
+from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.extensions import files_for_child
 from nlp_transfer.settings.launch_config import check_launch
-from nlp_transfer.settings.schema import Document, RunConfig
+from nlp_transfer.settings.schema import RunConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.console import console, say, show_table

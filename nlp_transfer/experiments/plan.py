@@ -13,7 +13,8 @@ from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.run.document import parse_overrides
 from nlp_transfer.run.resolve import check_best_metric, resolve
 from nlp_transfer.run.run import Run
-from nlp_transfer.settings.schema import DataConfig, Document
+from nlp_transfer.settings.base_settings import Document
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 

@@ -29,8 +29,8 @@ from nlp_transfer.run.resolve import resolve
 from nlp_transfer.security.child_processes import end_with_input, end_with_parent, run_forked
 from nlp_transfer.security.redaction import guard_output
 from nlp_transfer.security.terminal_text import printable
+from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.extensions import load_code
-from nlp_transfer.settings.schema import Document
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.utils.atomic_files import open_for_append, replacing, write_json
 from nlp_transfer.utils.checksums import sha256_of

@@ -23,7 +23,7 @@ from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.saved_models.layout import RUN_FILES
 from nlp_transfer.security.child_processes import start_program
 from nlp_transfer.security.file_locks import lock_now
-from nlp_transfer.settings.schema import Document
+from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.console import say

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from nlp_transfer.data.tokens import Ragged, TokenTable, is_target
+from nlp_transfer.data.ragged import Ragged
+from nlp_transfer.data.tokens import TokenTable, is_target
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.backbone import Backbone

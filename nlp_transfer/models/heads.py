@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nlp_transfer.models.head_registration import MODEL_TYPE
-from nlp_transfer.settings.schema import Count, Settings, Share
+from nlp_transfer.settings.base_settings import Count, Settings, Share
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 

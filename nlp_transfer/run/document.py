@@ -13,7 +13,8 @@ import yaml
 
 from nlp_transfer.data.sources.file_reading import ENDINGS, SURROGATE, kind_of, read_start
 from nlp_transfer.data.sources.portable_paths import map_values, relocate
-from nlp_transfer.settings.schema import Document, RunConfig, expand_name
+from nlp_transfer.settings.base_settings import Document
+from nlp_transfer.settings.schema import RunConfig, expand_name
 from nlp_transfer.settings.validation import all_settings, suggest
 from nlp_transfer.utils.errors import UserError, shorten
 

@@ -14,8 +14,9 @@ from nlp_transfer.run.document import as_document
 from nlp_transfer.run.run import Run
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.applicability import refuse_unused
+from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.extensions import load_function
-from nlp_transfer.settings.schema import Document, RunConfig, TrainingConfig, expand_name
+from nlp_transfer.settings.schema import RunConfig, TrainingConfig, expand_name
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.strategies import Strategy, check_strategy, nested_tasks, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name

@@ -3,7 +3,7 @@
 from typing import Any
 
 from nlp_transfer.settings import registry
-from nlp_transfer.settings.schema import Settings
+from nlp_transfer.settings.base_settings import Settings
 
 
 class NamedSettings(Settings):

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nlp_transfer.settings import registry
+from nlp_transfer.settings.base_settings import Settings
 from nlp_transfer.settings.extensions import FORM
-from nlp_transfer.settings.schema import RunConfig, Settings, settings_help
+from nlp_transfer.settings.schema import RunConfig, settings_help
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean, shorten
 
 QUOTE = "YAML reads unquoted yes, no, on and off as true or false, and null and ~ as null: put such text in quotes"

@@ -21,7 +21,8 @@ from nlp_transfer.models.heads import HeadConfig
 from nlp_transfer.models.layers import find_layers
 from nlp_transfer.models.preparation import freeze
 from nlp_transfer.settings.applicability import UsedWith
-from nlp_transfer.settings.schema import DataConfig, Positive
+from nlp_transfer.settings.base_settings import Positive
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies import Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.frozen_encoder import with_cached_features
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression, last_linear

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import has_decoder, new_parameters
 from nlp_transfer.settings.applicability import UsedWith
-from nlp_transfer.settings.schema import Count, DataConfig
+from nlp_transfer.settings.base_settings import Count
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE, inner_layers, scale_head, separate_layers
 from nlp_transfer.tasks import Task

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import find_layers, width
 from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
-from nlp_transfer.settings.schema import Count, Share
+from nlp_transfer.settings.base_settings import Count, Share
 from nlp_transfer.strategies import Strategy, StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.common.adapter_modules import (
     add_adapter,

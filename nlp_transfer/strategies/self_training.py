@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.data.oversampling import rarest_labels
-from nlp_transfer.settings.schema import Count, Positive, Share
+from nlp_transfer.settings.base_settings import Count, Positive, Share
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
 from nlp_transfer.utils.console import say

@@ -24,7 +24,8 @@ from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.models.checkpoint import Checkpoint, check_head, forbid_new_parameters
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.settings.applicability import UsedWith
-from nlp_transfer.settings.schema import DataConfig, Name, Positive
+from nlp_transfer.settings.base_settings import Name, Positive
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies import SENTENCE_MODEL, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.label_words import describe_labels
 from nlp_transfer.strategies.common.linear_heads import freeze_for_computed_head, last_linear, layer_inputs, set_layer

@@ -17,7 +17,8 @@ from nlp_transfer.evaluation.metrics.regression_scorer import RegressionScorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import new_parameters
 from nlp_transfer.models.regression_output import RegressionOutput, fold_outputs, regression_outputs, standardized_outputs
-from nlp_transfer.settings.schema import Positive, TrainingConfig
+from nlp_transfer.settings.base_settings import Positive
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import MISSING, check_no_classes

@@ -13,7 +13,8 @@ from nlp_transfer.evaluation.metrics.rouge_metrics import ROUGE_KEYS, missing_pa
 from nlp_transfer.evaluation.metrics.summarization_scorer import SummarizationScorer
 from nlp_transfer.models.seq2seq.generation import ROWS, generate_texts
 from nlp_transfer.settings.applicability import UsedBy
-from nlp_transfer.settings.schema import Count, TrainingConfig
+from nlp_transfer.settings.base_settings import Count
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, TaskTraits
 from nlp_transfer.tasks.common.generation_setup import sample_lengths
 from nlp_transfer.tasks.common.text_generation import TextGenerationTask

@@ -13,7 +13,7 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.metrics.translation_scorer import TranslationScorer
 from nlp_transfer.models.seq2seq.generation import ROWS, translate
 from nlp_transfer.settings.applicability import UsedBy
-from nlp_transfer.settings.schema import Count
+from nlp_transfer.settings.base_settings import Count
 from nlp_transfer.tasks import Arrays, TaskTraits
 from nlp_transfer.tasks.common.generation_setup import sample_lengths
 from nlp_transfer.tasks.common.text_generation import TextGenerationTask

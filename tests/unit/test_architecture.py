@@ -125,7 +125,7 @@ def test_no_imports_are_circular() -> None:
 
 def test_protocols_are_small() -> None:
     """Public members of a protocol's base class, without those of `Settings`, which every group of settings has."""
-    from nlp_transfer.settings.schema import Settings
+    from nlp_transfer.settings.base_settings import Settings
     from nlp_transfer.strategies import Strategy
 
     members = {name for name in {*vars(Strategy), *Strategy.model_fields} if name[0] != "_" and not name.startswith("model_")}

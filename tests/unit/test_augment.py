@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from nlp_transfer.data.augmentation import Augmenter, WordTable, make_augmenter
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.ragged import Ragged
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.schema import AugmentConfig, TrainingConfig
 from nlp_transfer.strategies import Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.training.gradient import WindowGradient

@@ -9,7 +9,8 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.ragged import Ragged
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.models.seq2seq.encoder_decoder import build_encoder_decoder
 from nlp_transfer.models.seq2seq.target_tokenizers import train_tokenizer

@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.data.tokens import Ragged
+from nlp_transfer.data.ragged import Ragged
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.strategies import Phase, strategy_from
 from nlp_transfer.strategies.common.linear_heads import fit_logistic_regression

@@ -18,7 +18,8 @@ from nlp_transfer.run.document import parse_overrides
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.applicability import takes
-from nlp_transfer.settings.schema import DataConfig, RunConfig, Settings, TrainingConfig
+from nlp_transfer.settings.base_settings import Settings
+from nlp_transfer.settings.schema import DataConfig, RunConfig, TrainingConfig
 from nlp_transfer.settings.validation import all_settings, validate
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from

@@ -7,7 +7,8 @@ import pytest
 
 from nlp_transfer.run.document import parse_overrides, read_document
 from nlp_transfer.run.resolve import resolve
-from nlp_transfer.settings.schema import DataConfig, Settings, TrainingConfig
+from nlp_transfer.settings.base_settings import Settings
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.settings.validation import FOREIGN_NAMES, all_settings, suggest, validate
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.ragged import Ragged
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.accelerator import make_accelerator
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training import batch_size

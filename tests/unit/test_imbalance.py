@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nlp_transfer.data.oversampling import Repeats, class_repeats
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.ragged import Ragged
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.data.windows import WindowPlan
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks.common.objectives import CrossEntropy

@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from nlp_transfer import load_predictor
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.ragged import Ragged
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Job, strategy_from
 from nlp_transfer.strategies.few_shot.contrastive_groups import ContrastiveObjective, GroupTable, similarity

@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoModel
 
 from nlp_transfer import load_predictor
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.ragged import Ragged
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.heads import HeadConfig, attach_head
 from nlp_transfer.strategies.common.linear_heads import layer_inputs
 from nlp_transfer.strategies.common.nearest_mean import nearest_mean, write_prototypes

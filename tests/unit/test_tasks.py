@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from nlp_transfer.data.ragged import Ragged
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.tokens import Ragged, TokenTable
+from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.settings.registry import names
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Task, task_from, task_name

@@ -15,10 +15,11 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nlp_transfer.data import token_cache
+from nlp_transfer.data.ragged import Ragged
 from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.token_cache import META, cache_folder, cached_table, tokenizer_fingerprint
-from nlp_transfer.data.tokens import Features, Ragged, TokenTable, encode_rows, tokenize
+from nlp_transfer.data.tokens import Features, TokenTable, encode_rows, tokenize
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, encode_table, task_from
 from nlp_transfer.tasks.text_classification import TextClassification

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from nlp_transfer.data.ragged import Ragged
 from nlp_transfer.data.sources.rows import from_columns
-from nlp_transfer.data.tokens import Features, Ragged, TokenTable, encode_rows
+from nlp_transfer.data.tokens import Features, TokenTable, encode_rows
 from nlp_transfer.tasks import task_from
 from nlp_transfer.utils.errors import Problems
 from tests.builders import sentiment_rows

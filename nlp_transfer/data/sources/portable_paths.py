@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.data.sources.wheels import is_wheel
-from nlp_transfer.settings.schema import Document
+from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
 

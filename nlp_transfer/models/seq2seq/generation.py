@@ -16,7 +16,7 @@ import torch
 from transformers import EncoderDecoderCache, LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
-from nlp_transfer.data.tokens import Ragged
+from nlp_transfer.data.ragged import Ragged
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.models.seq2seq.beam_search import search
 from nlp_transfer.models.seq2seq.long_texts import join_pieces, split_text

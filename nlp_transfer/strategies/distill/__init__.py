@@ -33,7 +33,8 @@ from nlp_transfer.models.layers import encoder_config, is_encoder_decoder, width
 from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.settings.annotations import NamesModel
 from nlp_transfer.settings.applicability import Not, UsedWith
-from nlp_transfer.settings.schema import Count, DataConfig, Name, Positive, Settings
+from nlp_transfer.settings.base_settings import Count, Name, Positive, Settings
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies import Group, Job, Phase, State, Strategy, StrategyTraits, View
 from nlp_transfer.strategies.common.layer_depth import scale_mixed_head
 from nlp_transfer.strategies.distill.layer_reduction import keep_layers

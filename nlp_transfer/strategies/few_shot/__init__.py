@@ -24,7 +24,8 @@ from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
 from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.settings.applicability import Not, UsedWith
-from nlp_transfer.settings.schema import DataConfig, Name, Positive, TrainingConfig
+from nlp_transfer.settings.base_settings import Name, Positive
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.strategies import (
     SENTENCE_MODEL,
     Group,

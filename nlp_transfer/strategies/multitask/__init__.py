@@ -28,7 +28,8 @@ from nlp_transfer.models.layers import find_layers
 from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.settings.applicability import UsedWith
-from nlp_transfer.settings.schema import DataConfig, Document, Positive, Settings
+from nlp_transfer.settings.base_settings import Document, Positive, Settings
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, StrategyTraits, View, check_strategy
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE
 from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable

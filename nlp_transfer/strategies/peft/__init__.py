@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from nlp_transfer.models.layers import encoder_type, has_decoder, output_logits, place_end_tokens, width
 from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
 from nlp_transfer.models.verification.adapter_settings import pattern_problem
-from nlp_transfer.settings.schema import Document
+from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.strategies import Group, Job, Strategy, StrategyTraits, default_learning_rate
 from nlp_transfer.strategies.common.adapter_modules import add_adapter, can_merge, save_adapter
 from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE

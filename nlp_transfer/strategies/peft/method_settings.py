@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import Layers, encoder_config, find_layers, has_decoder, linear_layers, width
-from nlp_transfer.settings.schema import Document
+from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.strategies.common.adapter_modules import (
     chosen_layers,
     last_of_layers,

@@ -16,8 +16,9 @@ from nlp_transfer.data.tokens import Features, TokenTable
 from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.applicability import UsedBy
+from nlp_transfer.settings.base_settings import Count
 from nlp_transfer.settings.named_settings import NamedSettings
-from nlp_transfer.settings.schema import Count, TrainingConfig
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks.common.objectives import Batch, Items, Objective
 from nlp_transfer.tasks.common.traits import TaskTraits
 from nlp_transfer.utils.errors import Problems, UserError

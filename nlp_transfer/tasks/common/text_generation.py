@@ -27,7 +27,8 @@ from nlp_transfer.models.seq2seq.target_tokenizers import MIN_VOCABULARY
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED, TARGET_FOLDER, TokenizerPair, load_target_tokenizer
 from nlp_transfer.settings.annotations import NamesModel
 from nlp_transfer.settings.applicability import Not, UsedBy, UsedWith
-from nlp_transfer.settings.schema import Count, Name, TrainingConfig
+from nlp_transfer.settings.base_settings import Count, Name
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.generation_setup import (
     ENCODER_DECODER,

@@ -16,7 +16,8 @@ from nlp_transfer.data.tokens import Features, TokenTable, model_inputs
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.settings.applicability import UsedBy
-from nlp_transfer.settings.schema import Count, TrainingConfig
+from nlp_transfer.settings.base_settings import Count
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, Task, TaskTraits
 from nlp_transfer.tasks import Objective as Objective
 from nlp_transfer.tasks.common.labels import check_no_classes

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from nlp_transfer.data.tokens import WINDOWS, Ragged
+from nlp_transfer.data.ragged import Ragged, row_offsets
+from nlp_transfer.data.tokens import WINDOWS
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED
 from nlp_transfer.utils.errors import converted
 
@@ -94,12 +95,12 @@ def align_words(
     local = np.stack([flat[unit_starts, 0], flat[unit_ends, 1]], 1) - begin[unit_row][:, None] if len(flat) else flat
     units = [[(int(a), int(b)) for a, b in part] for part in np.split(local, first_unit[1:])]
     by_row = np.bincount(row_of_window, minlength=len(texts))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(row, minlength=len(texts)))])
+    offsets = row_offsets(np.bincount(row, minlength=len(texts)))
     columns = {
         name: Ragged(np.array([value for values in encoded[name] for value in values], np.int32), offsets)
         for name in names if name in encoded
     }  # fmt: skip
-    windows = Ragged(lengths.astype(np.int32), np.concatenate([np.zeros(1, np.int64), np.cumsum(by_row)]))
+    windows = Ragged(lengths.astype(np.int32), row_offsets(by_row))
     return AlignedWords(columns | {"target_word": Ragged(target, offsets), WINDOWS: windows}, units)
 
 
