@@ -15,6 +15,7 @@ from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.tasks.question_answering import QuestionAnswering
+from nlp_transfer.tasks.question_answering.squad_format import read_squad
 from nlp_transfer.tasks.question_answering.squad_metrics import AnswerScorer
 from nlp_transfer.utils.errors import Problems
 from tests.builders import document, opened, prepared, read_table, refused, write
@@ -199,6 +200,17 @@ def test_tokens_are_cached(tiny: dict[str, Path], tmp_path: Path, monkeypatch: p
     first, second = (encode_table(task, data, checkpoint.tokenizer, "disk") for _ in range(2))
     assert list(second.texts["answers"]) == list(first.texts["answers"]) == [row["answers"]["text"] for row in questions(10)]
     assert all(np.array_equal(second.ragged[name].values, first.ragged[name].values) for name in first.ragged)
+
+
+def test_a_file_that_changes_while_the_task_reads_it_is_refused(tmp_path: Path) -> None:
+    def read(path: Path) -> list[dict[str, Any]]:
+        rows = list(read_squad(path) or ())
+        write(path, squad(questions(2)))
+        return rows
+
+    source = str(write(tmp_path / "train.json", squad(questions(10))))
+    with refused(source, "changed while it was read"):
+        read_rows(source, "train", DataConfig(), ["question"], {".json": read})
 
 
 def test_a_model_needs_the_positions_of_tokens(tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

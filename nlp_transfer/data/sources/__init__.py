@@ -17,6 +17,7 @@ from nlp_transfer.data.sources.globs import expand_glob
 from nlp_transfer.data.sources.in_memory import read_table_object
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS
 from nlp_transfer.data.sources.rows import (
+    BLOCK,
     TRANSLATION,
     Rows,
     check_columns,
@@ -33,7 +34,7 @@ from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
-from nlp_transfer.utils.errors import Problems, UserError, prefixed, shorten
+from nlp_transfer.utils.errors import BadRow, Problems, UserError, prefixed, shorten
 
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
@@ -216,36 +217,48 @@ def record_batches(records: Iterable[Mapping[str, Any]], size: int) -> Iterator[
         first += len(rows)
 
 
-def _read_records(path: Path, records: Iterable[Mapping[str, Any]], wanted: list[str], role: str) -> Rows:
-    """Collect the rows of a task's reader; a row may lack columns."""
-    columns = {name: GrowingColumn() for name in wanted}
+def _read_records(records: Iterable[Mapping[str, Any]], columns: Mapping[str, GrowingColumn], source: str) -> None:
+    """Append the rows of a task's reader to `columns`; a row may lack columns."""
     names: dict[str, None] = {}
-    before = state_of(path)
-    for record in records:
-        names |= dict.fromkeys(record)
+    for batch in record_batches(records, BLOCK):
+        names |= dict.fromkeys(batch.columns)
         for name, column in columns.items():
-            column.extend([record.get(name)])
-    check_columns(list(names), wanted, f"data.{role}: {path}")
-    digest = sha256_of(path)
-    check_unchanged(path, before)
-    rows = from_columns({name: column.done() for name, column in columns.items()}, str(path))
-    return replace(rows, hashes={str(path.resolve()): digest})
+            column.extend(batch.columns.get(name, [None] * len(batch)))
+    check_columns(list(names), list(columns), source)
 
 
-def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str, readers: Readers = NO_READERS) -> Rows:
+def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str, readers: Readers) -> Rows:
+    columns = {name: GrowingColumn() for name in wanted}
+    source = f"data.{role}: {path}"
+    before = state_of(path)
+    first, skipped = 1, None
     reader = readers.get(path.suffix.lower())
     if reader is not None:
         check_regular(path)
-        if (records := reader(path)) is not None:
-            return _read_records(path, records, wanted, role)
-    columns = {name: GrowingColumn() for name in wanted}
+    if reader is not None and (records := reader(path)) is not None:
+        _read_records(records, columns, source)
+    else:
+        first, skipped = _read_table(path, data, columns, source)
+    digest = sha256_of(path)
+    check_unchanged(path, before)
+    rows = from_columns({name: column.done() for name, column in columns.items()}, str(path), first)
+    return replace(rows, hashes={str(path.resolve()): digest}).without_positions(skipped)
+
+
+def _read_table(
+    path: Path, data: DataConfig, columns: Mapping[str, GrowingColumn], source: str
+) -> tuple[int, dict[int, BadRow] | None]:
+    """Append the rows of a file to `columns`.
+
+    Returns:
+        The position of the first row, and the rows to skip by position, None if bad rows are errors.
+    """
+    wanted = list(columns)
     known: dict[str, dict[str, str]] = {name: {} for name in wanted}
     skipped = new_skipped(data)
     first: int | None = None
     names: dict[str, None] = {}
     has_rows = False
-    source = f"data.{role}: {path}"
-    before = state_of(path)
     for batch in read_table(path, data, wanted=wanted, mark_faults=skipped is not None):
         cells_of = unfold(name_lines(batch.columns, path, wanted), wanted)
         first = batch.first if first is None else first
@@ -267,10 +280,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str, reade
             column.extend(cells)
     if has_rows:  # JSON objects and cells of `translation` may have names that earlier rows lack
         check_columns(list(names), wanted, source)
-    digest = sha256_of(path)
-    check_unchanged(path, before)
-    rows = from_columns({name: column.done() for name, column in columns.items()}, str(path), first or 1)
-    return replace(rows, hashes={str(path.resolve()): digest}).without_positions(skipped)
+    return first or 1, skipped
 
 
 def share(cells: list[Any], known: dict[str, str]) -> list[Any]:

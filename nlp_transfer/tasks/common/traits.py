@@ -1,11 +1,13 @@
 """Facts about a task class that are true for all settings. The rest of the package relies on them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import transformers
+
+from nlp_transfer.data.sources import Readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class TaskTraits:
     card: Path | None = None
     fixed: tuple[str, ...] = ()
     configured: Callable[[Any], Mapping[str, Any] | None] | None = None
-    readers: Mapping[str, Callable[[Path], Iterable[Mapping[str, Any]] | None]] = field(default_factory=dict)
+    readers: Readers = field(default_factory=dict)
 
     @property
     def generates(self) -> bool:
