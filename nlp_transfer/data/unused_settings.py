@@ -32,10 +32,13 @@ class Unused:
     reported: dict[str, str] = field(default_factory=dict)
 
 
-def find_unused(config: RunConfig, task: Any, strategy: Any, nested: Mapping[str, tuple[DataConfig, Any]]) -> Unused:
+def find_unused(
+    config: RunConfig, task: Any, strategy: Any, parts: Mapping[str, Any], nested: Mapping[str, tuple[DataConfig, Any]]
+) -> Unused:
     """Return the settings without effect that the user changed from their defaults.
 
     Args:
+        parts: Each strategy of a list, or the single strategy, under its dotted name (`strategies.parts_of`).
         nested: Data and task of each additional task in the strategy's settings. The key is the dotted name of the additional
             task.
     """
@@ -45,12 +48,10 @@ def find_unused(config: RunConfig, task: Any, strategy: Any, nested: Mapping[str
         if name in set_by_user:  # without data.train, data.unlabelled does not contradict the strategy
             refused = name == f"data.{UNLABELLED}" and config.data.train is not None
             (unused.refused if refused else unused.reported)[name] = reason
-    parts = getattr(strategy, "parts", None)
-    components = {"strategy": strategy} if parts is None else {f"strategy.{i}": component for i, component in enumerate(parts)}
-    for place, component in components.items():
-        fields = given_fields(component, place)
-        reasons = unused_fields(component, place) | unused_by_strategy(config.data, task, strategy)
-        unused.refused |= {name: why for name, why in reasons.items() if name in fields}
+    by_strategy = unused_by_strategy(config.data, task, strategy)
+    for place, part in parts.items():
+        fields = given_fields(part, place)
+        unused.refused |= {name: why for name, why in (unused_fields(part, place) | by_strategy).items() if name in fields}
     for prefix, (data, inner_task) in nested.items():
         fields = given_fields(data, f"{prefix}.data") | given_fields(inner_task, f"{prefix}.task")
         reasons = _unused_data(data, f"{prefix}.data", uses_unlabelled=False)
@@ -125,7 +126,7 @@ def _format_settings(source: Any) -> Iterable[str]:
 
 def unused_columns(task: Any, source: Any) -> list[str]:
     """Return a line about column names that were overridden at loading, if the source has no column names."""
-    if not isinstance(source, Mapping) and not has_lines(source):
+    if not isinstance(source, Mapping) and (Path(source).suffix.lower() in task.traits.readers or not has_lines(source)):
         return []
     names = sorted(f"task.{name}" for name in task._changed if getattr(task, name) in [*task.inputs, *task.targets])
     return [f"no effect: {', '.join(names)} (the columns of {source} have no names)"] if names else []

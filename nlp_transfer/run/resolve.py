@@ -18,7 +18,7 @@ from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.extensions import load_function
 from nlp_transfer.settings.schema import RunConfig, TrainingConfig, expand_name
 from nlp_transfer.settings.validation import validate
-from nlp_transfer.strategies import Strategy, check_strategy, nested_tasks, strategy_from
+from nlp_transfer.strategies import Strategy, check_strategy, nested_tasks, parts_of, strategy_from
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.training.callbacks import Callback, callback_class, check_callbacks
 from nlp_transfer.training.optimizer import find_optimizer
@@ -70,7 +70,7 @@ def resolve(
         for each_task in (task, *(inner_task for _, inner_task in nested.values())):
             _check_columns(each_task, problems)
         task = check_strategy(strategy, checked.data, task, problems)
-        unused = find_unused(checked, task, strategy, nested)
+        unused = find_unused(checked, task, strategy, parts_of(strategy), nested)
         accepted = {name for name in unused.refused if shared and name.startswith("data.")}
         unused.reported |= {name: unused.refused.pop(name) for name in accepted}
         refuse_unused(unused.refused, unused.refused, problems)

@@ -11,7 +11,7 @@ from nlp_transfer.data.unused_settings import find_unused
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.schema import RunConfig
-from nlp_transfer.strategies import Job, Strategy, nested_tasks
+from nlp_transfer.strategies import Job, Strategy, nested_tasks, parts_of
 from nlp_transfer.tasks import Arrays, Task
 from nlp_transfer.training.callbacks import Callback
 from nlp_transfer.training.trainer import Trainer
@@ -85,6 +85,5 @@ class Run:
             return self
         data = self.config.data.model_copy(update={"validation_share": share})
         config = self.config.model_copy(update={"data": data})
-        return replace(
-            self, config=config, unused=find_unused(config, self.task, self.strategy, nested_tasks(self.strategy)).reported
-        )
+        unused = find_unused(config, self.task, self.strategy, parts_of(self.strategy), nested_tasks(self.strategy))
+        return replace(self, config=config, unused=unused.reported)

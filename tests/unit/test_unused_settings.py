@@ -491,6 +491,14 @@ def test_names_of_columns_are_reported_for_sources_without_names(source: Any, re
     assert [name for name in ("task.label", "task.separator", "task.text") if name in str(lines)] == reported
 
 
+def test_a_file_that_the_task_reads_has_names_of_columns(tmp_path: Path) -> None:
+    for name, reported in (("a.conll", False), ("a.words", True)):
+        (tmp_path / name).write_text("Ada B-person\n", encoding="utf-8")
+        task = task_from({"name": "token_classification", "tokens": "words"})
+        task._changed.add("tokens")
+        assert ("task.tokens" in str(unused_columns(task, str(tmp_path / name)))) == reported
+
+
 @pytest.mark.parametrize("flags", [["--resume", "must"], ["--push-to", "me/model"], ["--allow-hub-metrics"]])
 def test_a_recipe_that_compares_refuses_flags_of_a_single_run(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     config = RunConfig(**BASE)
