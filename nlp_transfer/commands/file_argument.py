@@ -7,6 +7,7 @@ from glob import has_magic
 from pathlib import Path
 
 from nlp_transfer.data.sources.file_reading import ENDINGS, OTHERS, format_of, read_start
+from nlp_transfer.data.sources.wheels import is_wheel
 from nlp_transfer.run.document import MAX_BYTES
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import UserError
@@ -43,7 +44,7 @@ def is_document(file: str) -> bool:
     Raises:
         UserError: the format is not supported, such as .xlsx.
     """
-    if file.startswith("pypi:") or os.path.isdir(expand(file)):
+    if is_wheel(file) or os.path.isdir(expand(file)):
         return False
     if Path(file).suffix.lower() == ".json":
         try:

@@ -24,7 +24,7 @@ CODE = click.option(
     multiple=True,
     expose_value=False,
     callback=_load_code,
-    help="Python file that defines tasks or strategies, named FILE:Class in the settings. Can be repeated.",
+    help="Python file that defines classes or functions, which settings name as FILE:NAME. Can be repeated.",
 )
 PRECISION = click.option(
     "--precision",

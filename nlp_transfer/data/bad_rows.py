@@ -57,8 +57,8 @@ def check_filter(data: DataConfig, filters: Collection[str], problems: Problems)
     """Add a problem if `data.filter` contains filters that the task does not have."""
     if unknown := [name for name in data.filter or () if name not in filters]:
         problems.add(
-            f"data.filter: found {', '.join(unknown)}, but this task has no such filter (filters apply to pairs of source and "
-            "translation); allowed: null. To skip rows with an empty text, set data.on_bad_rows: skip"
+            f"data.filter: found {', '.join(unknown)}, but this task has no such filter (filters apply to tasks that generate "
+            "text); allowed: null. To skip rows with an empty text, set data.on_bad_rows: skip"
         )
 
 
@@ -87,7 +87,7 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, BadRow]]) -> None:
 
     Args:
         folder: Folder of the file.
-        skipped: Pairs of a split, as it is named in `data`, and a skipped row.
+        skipped: Skipped rows, each as a pair: the name of its split in `data`, and the row.
     """
     if not skipped:
         return

@@ -73,13 +73,13 @@ def describe_pairs(rows: Rows, source: str, target: str, parallel: bool = True) 
     means = lengths.sum(0) / max(1, len(rows))
     lines = [f"{len(rows):,} pairs, {means[0]:.0f} characters a source and {means[1]:.0f} a target on average"]
     duplicates = len(rows) - len(np.unique(_pair_keys(rows, source, target)))
-    checks = (
-        ("have the same text on both sides", _identical(rows, source, target)),
-        ("have an unusual ratio of lengths", np.flatnonzero(_has_unusual_ratio(lengths))),
-    )
-    for description, suspicious in checks if parallel else ():
+    checks: dict[str, Sequence[int]] = {}
+    if parallel:
+        checks["have the same text on both sides"] = _identical(rows, source, target)
+        checks["have an unusual ratio of lengths"] = np.flatnonzero(_has_unusual_ratio(lengths)).tolist()
+    for description, suspicious in checks.items():
         if len(suspicious):
-            places = "; ".join(rows.where(int(row)) for row in suspicious[:SHOWN])
+            places = "; ".join(rows.where(row) for row in suspicious[:SHOWN])
             more = " ..." if len(suspicious) > SHOWN else ""
             lines.append(f"warning: {len(suspicious):,} of {len(rows):,} pairs {description}: {places}{more}")
     if duplicates:

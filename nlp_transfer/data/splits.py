@@ -37,7 +37,7 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     """Lines to print for the user."""
     skipped: list[tuple[str, BadRow]] = field(default_factory=list)
-    """Pairs of a split, as it is named in `data`, and a skipped row."""
+    """Skipped rows, each as a pair: the name of its split in `data`, and the row."""
     validation_share: float | None = None
     """The resolved `data.validation_share`; None if `data.validation` is set."""
 
@@ -89,11 +89,13 @@ def read_splits(
     splits.rows |= provided
     keys = {role: input_keys(task, rows) for role, rows in provided.items()}
     splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(input_texts(task, provided[role]))))
+    whole: Any = None  # of all provided training rows
     for role, share in (("test", data.test_share), ("validation", data.validation_part)):
         if role in provided or role not in data.splits:
             continue
         train = splits.rows["train"]
         described = task.describe(train)
+        whole = whole or described
         remaining, chosen = split_off(train, share, described.strata, keys["train"], data.group, seed)
         least = max(MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS * len(described.classes))
         is_small = role == "validation" and len(chosen) < least
@@ -101,8 +103,7 @@ def read_splits(
             splits.notes.append(_without_validation(share, len(chosen), len(train), least))
             continue
         if data.shots != 1:
-            obstacles = task.describe(provided["train"]).obstacles
-            problems.extend(f"{obstacle}, or a file as data.{role}, or data.{role}_share: 0" for obstacle in obstacles)
+            problems.extend(f"{obstacle}, or a file as data.{role}, or data.{role}_share: 0" for obstacle in whole.obstacles)
             problems.raise_if_any()
         if len(chosen) == 0:
             raise UserError(

@@ -8,7 +8,8 @@ fast: importing all modules takes 4 s and 390 MiB, parsing their source 0.05 s.
 
 import ast
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ def load(kind: Kind, name: str) -> Any:
         module = importlib.import_module(f"{PACKAGE}.{FOLDERS[kind]}.{name}")
         return getattr(module, _class_name(name))
     base = getattr(importlib.import_module(f"{PACKAGE}.{FOLDERS[kind]}"), kind.title())
-    return extensions.load_class(setting, _target(kind, name, setting, names(kind), extensions.FORM), base)
+    return extensions.load_class(setting, _target(kind, name, setting, extensions.FORM), base)
 
 
 def load_metric(name: str) -> Any:
@@ -61,14 +62,15 @@ def load_metric(name: str) -> Any:
         UserError: the name is unknown, several packages declare it, or the function cannot be loaded.
     """
     setting, form = "training.metrics", extensions.FUNCTION_FORM
-    return extensions.load_function(setting, _target("metric", name, setting, entry_points.names("metric"), form))
+    return extensions.load_function(setting, _target("metric", name, setting, form))
 
 
-def _target(kind: entry_points.Kind, name: str, setting: str, known: list[str], form: str) -> str:
+def _target(kind: entry_points.Kind, name: str, setting: str, form: str) -> str:
     """Return the object to which a name refers, as `package.module:NAME`."""
     if ":" in name:
         return name
     if (entry := entry_points.find(kind, name, setting)) is None:
+        known = entry_points.names(kind) if kind == "metric" else names(kind)
         raise UserError(
             f"{setting}: there is no {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known) or 'none'}; for your "
             f"own: {form}"
@@ -123,14 +125,15 @@ def _class_name(name: str) -> str:
     return name.title().replace("_", "")
 
 
-def _fields(kind: Kind) -> Iterator[tuple[str, ast.AnnAssign, str]]:
-    """Yield the settings of all tasks or strategies: module (empty for shared base classes), definition and docstring."""
-    for module, path in sorted(_modules(kind).items()):
-        for field, text in _fields_of(path, _class_name(module)):
-            yield module, field, text
-    for path in sorted((Path(__file__).parents[1] / FOLDERS[kind] / COMMON).glob("*.py")):
-        for field, text in _fields_of(path):
-            yield "", field, text
+@cache  # parses the sources of all tasks or strategies
+def _fields(kind: Kind) -> Sequence[tuple[str, ast.AnnAssign, str]]:
+    """Return the settings of all tasks or strategies: module (empty for shared base classes), definition and docstring."""
+    common = sorted((Path(__file__).parents[1] / FOLDERS[kind] / COMMON).glob("*.py"))
+    own = sorted(_modules(kind).items())
+    return (
+        *((module, field, text) for module, path in own for field, text in _fields_of(path, _class_name(module))),
+        *(("", field, text) for path in common for field, text in _fields_of(path)),
+    )
 
 
 def _fields_of(path: Path, only: str | None = None) -> Iterator[tuple[ast.AnnAssign, str]]:

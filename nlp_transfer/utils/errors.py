@@ -156,7 +156,10 @@ class Problems:
         self.add(str(bad))
 
     def summarize(self, rows: int) -> None:
-        """Replace the messages about a fault that nearly all of the `rows` rows have with one line: the column is at fault."""
+        """Replace the messages about each fault of nearly all of the `rows` rows with one line.
+
+        Such a fault is one of the column, for example the wrong column, rather than of its rows.
+        """
         for key, count in self._kinds.items():
             if count <= SHOWN or count < NEARLY_ALL * rows:
                 continue

@@ -25,7 +25,7 @@ def task_for_config(checkpoint: Checkpoint) -> Task:
         check_head(checkpoint, "ConditionalGeneration")
         return task_from({"name": "translation"})
     for name in registry.names("task"):
-        if ":" in name or registry.is_outside("task", name):
+        if registry.is_outside("task", name):
             continue
         traits = registry.load("task", name).traits
         is_own = traits.architecture == (checkpoint.head or "SequenceClassification")
