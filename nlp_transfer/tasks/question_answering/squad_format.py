@@ -88,13 +88,13 @@ def parse_answers(cell: Any, start: Any = None, has_start: bool = False) -> list
             value = json.loads(cell)
         except (ValueError, RecursionError):
             raise ValueError(f"found {shorten(cell)}") from None
-    found = f"found {'nothing' if plain_cell(cell) is None else shorten(cell)}"
+    fault = f"found {'nothing' if plain_cell(cell) is None else shorten(cell)}"
     if isinstance(value, Mapping) and {"text", "answer_start"} <= value.keys():
-        return _pairs(_as_list(value["text"]), _as_list(value["answer_start"]), found)
+        return _pairs(_as_list(value["text"]), _as_list(value["answer_start"]), fault)
     items = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(items, list) and all(isinstance(item, Mapping) and {"text", "answer_start"} <= item.keys() for item in items):
-        return _pairs([item["text"] for item in items], [item["answer_start"] for item in items], found)
-    raise ValueError(found)
+        return _pairs([item["text"] for item in items], [item["answer_start"] for item in items], fault)
+    raise ValueError(fault)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -105,10 +105,10 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None or value == "" else [value]
 
 
-def _pairs(texts: list[Any], starts: list[Any], found: str) -> list[Answer]:
+def _pairs(texts: list[Any], starts: list[Any], fault: str) -> list[Answer]:
     positions = [_position(start) for start in starts]
     if len(texts) != len(starts) or None in positions or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(found)
+        raise ValueError(fault)
     return [Answer(text, start) for text, start in zip(texts, positions, strict=True) if start is not None]
 
 
