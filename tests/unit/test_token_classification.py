@@ -19,12 +19,12 @@ from nlp_transfer import load_predictor
 from nlp_transfer.data.sources.in_memory import read_inputs
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.token_cache import cached_table
-from nlp_transfer.data.tokens import encode_rows
+from nlp_transfer.data.tokens import as_objects, encode_rows
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.tasks.token_classification.entities import find_entities, split_tag, split_words, write_tags
 from nlp_transfer.tasks.token_classification.entity_scorer import EntityScorer
-from nlp_transfer.tasks.token_classification.word_tokens import align_words, as_objects
+from nlp_transfer.tasks.token_classification.word_tokens import align_words
 from nlp_transfer.utils.errors import Problems, UserError
 from tests.builders import prepared, refused, run, write
 from tests.helpers.entities import sentences
