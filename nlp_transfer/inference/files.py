@@ -57,6 +57,7 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
             if (records := reader(path) if reader else None) is not None:
                 yield from record_batches(records, chunk_rows)
             else:
+                # Refuses a file of unknown extension that is not plain text, which a reader of the task might have read.
                 for chunk in read_table(path, data, chunk_rows, inputs, keep_table, mark_faults=True):
                     yield chunk if chunk.names else _with_all_columns(chunk, columns)
             check_unchanged(path, before)
