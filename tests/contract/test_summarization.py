@@ -1,6 +1,7 @@
 """Summarization: learned by heart, predicted in files, the same with plain transformers, repeated from its configuration."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from nlp_transfer import compare, fine_tune, load_predictor, load_translator
+from nlp_transfer.tasks.translation import Translation
 from tests.builders import command, read_table, refused, run, succeed, write
 from tests.helpers.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 
@@ -57,6 +59,22 @@ def test_training_pairs_are_summarized_exactly(learned: Path) -> None:
     assert set(result["signatures"]) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
     saved = predictor.task.document()
     assert max(len(ids) for ids in predictor.task.tokenizers.target_ids(SUMMARIES, 64)[0]) <= saved["max_new_tokens"] < 64
+
+
+def test_models_of_other_programs_summarize(learned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(learned / "model", theirs, ignore=shutil.ignore_patterns("nlp_transfer.json"))
+    settings = {"name": "summarization", **languages(learned.name)}
+    capfd.readouterr()
+    assert load_predictor(theirs, settings=settings)(TEXTS) == [{"prediction": summary} for summary in SUMMARIES]
+    assert "assumed" not in capfd.readouterr().err
+    assert isinstance(load_predictor(theirs, settings=languages(learned.name)).task, Translation)
+    assert "translation is assumed" in " ".join(capfd.readouterr().err.split())
+    flags = [word for name, value in languages(learned.name).items() for word in (f"--task.{name}", value)]
+    succeed("predict", theirs, "--task", "summarization", *flags, TEXTS[0])
+    assert json.loads(capfd.readouterr().out) == {"text": TEXTS[0], "prediction": SUMMARIES[0]}
+    with refused("task.name: found regression", "theirs", "allowed"):
+        load_predictor(theirs, settings={"name": "regression"})
 
 
 def test_plain_transformers_generates_the_same(learned: Path) -> None:
