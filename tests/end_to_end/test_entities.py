@@ -106,6 +106,10 @@ def test_predicted_rows_may_be_bad(tiny: dict[str, Path], tmp_path: Path) -> Non
     written = read_table(tmp_path / "out.jsonl")
     assert [row["prediction"] is None for row in written] == [False, True, True]
     assert [bool(row["note"]) for row in written] == [False, True, True]
+    source = write(tmp_path / "in.conll", "a\tO\nb\n\na\tO\n")
+    output = succeed("predict", tmp_path / "run", "--input", source, "--output", tmp_path / "lines.jsonl")
+    assert "line 2" in output
+    assert [row["prediction"] is None for row in read_table(tmp_path / "lines.jsonl")] == [True, False]
 
 
 def test_strategies_are_compared_by_entities(tiny: dict[str, Path], tmp_path: Path) -> None:
