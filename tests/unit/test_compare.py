@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from nlp_transfer import compare
 from nlp_transfer.commands.options import repeat_flags
 from nlp_transfer.data.split_sampling import draw_shots
 from nlp_transfer.data.splits import read_splits
@@ -26,7 +27,11 @@ from nlp_transfer.experiments.results_table import table, write_tables
 from nlp_transfer.experiments.summary_rows import Summary, SummaryRow
 from nlp_transfer.report import plots
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
+from nlp_transfer.strategies.full import Full
+from nlp_transfer.strategies.lora import Lora
+from nlp_transfer.strategies.partial import Partial
 from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.errors import Problems
 from tests.builders import refused
 
@@ -59,6 +64,16 @@ def test_strategies_from_names_and_mappings() -> None:
     assert variants[1].document == {"name": "partial", "frozen_layers": "all"}
     assert variants[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
     assert variants[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "settings of the argument override"
+
+
+def test_task_and_strategies_may_be_classes() -> None:
+    problems = Problems()
+    variants = read_strategies([Lora, [Full, Lora], {"name": Partial, "frozen_layers": "all"}], None, problems)
+    assert not problems
+    assert [variant.label for variant in variants] == ["lora", "full+lora", "partial(frozen_layers=all)"]
+    with refused("compare: found no rows to compare on"):
+        data = {"train": "train.csv", "validation_share": 0}
+        compare(document(data=data), [Lora], task=TextClassification, strategy=Full, output_dir="comparison")
 
 
 def test_long_labels_become_stable_hashes() -> None:
