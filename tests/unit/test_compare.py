@@ -242,8 +242,9 @@ def test_replicates_from_sums_equal_the_metric(task: Task, metric: str, make: st
         )[metric]
         for rows in resample_rows(60, 4, 3)
     ]
-    assert resampled.value(run) == pytest.approx(task.scorer.compute(run.predictions, run.references)[metric])
-    np.testing.assert_allclose(resampled.replicates(run, 3), slow, rtol=1e-6, atol=1e-9)
+    value, replicates = resampled.scores(run, 3)
+    assert value == pytest.approx(task.scorer.compute(run.predictions, run.references)[metric])
+    np.testing.assert_allclose(replicates, slow, rtol=1e-6, atol=1e-9)
 
 
 def test_other_replicates_are_computed_by_the_task() -> None:
@@ -252,7 +253,7 @@ def test_other_replicates_are_computed_by_the_task() -> None:
     assert not resampled.fast
     assert resampled.resamples == 200
     resampled.resamples = 3
-    for value, rows in zip(resampled.replicates(run, 0), resample_rows(40, 3, 0), strict=True):
+    for value, rows in zip(resampled.scores(run, 0)[1], resample_rows(40, 3, 0), strict=True):
         assert value == pytest.approx(
             CLASSES.scorer.compute(
                 {"prediction": run.predictions["prediction"][rows]} | {"scores": run.predictions["scores"][rows]},
@@ -265,7 +266,7 @@ def test_strategies_share_resamples() -> None:
     right = np.random.default_rng(0).random(200) < 0.8
     first, same = classified(right, seed=1), classified(right, seed=2)
     resampled = ResampledMetric(CLASSES.scorer, "accuracy", [first, same])
-    assert np.array_equal(resampled.replicates(first, 0), resampled.replicates(same, 0))
+    assert np.array_equal(resampled.scores(first, 0)[1], resampled.scores(same, 0)[1])
     difference = compare_strategies(
         StrategyScores(resampled, {0: first, 1: first}, True), StrategyScores(resampled, {0: same, 1: same}, True)
     )
@@ -379,8 +380,9 @@ def test_translations_are_compared_by_bleu() -> None:
         resampled = ResampledMetric(task.scorer, metric, [run])
         assert resampled.fast
         resampled.resamples = 3
-        assert resampled.value(run) == pytest.approx(task.scorer.compute(predictions, run.references)[metric]), metric
-        for value, rows in zip(resampled.replicates(run, 0), resample_rows(6, 3, 0), strict=True):
+        whole, replicates = resampled.scores(run, 0)
+        assert whole == pytest.approx(task.scorer.compute(predictions, run.references)[metric]), metric
+        for value, rows in zip(replicates, resample_rows(6, 3, 0), strict=True):
             drawn = {name: array[rows] for name, array in predictions.items()}
             references = {"references": run.references["references"][rows]}
             assert value == pytest.approx(task.scorer.compute(drawn, references)[metric]), metric
