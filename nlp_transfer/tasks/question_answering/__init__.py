@@ -19,7 +19,6 @@ from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.base_settings import Count
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, Task, TaskTraits
-from nlp_transfer.tasks import Objective as Objective
 from nlp_transfer.tasks.common.labels import check_no_classes
 from nlp_transfer.tasks.common.objectives import smoothing_of
 from nlp_transfer.tasks.common.task import check_has_rows
