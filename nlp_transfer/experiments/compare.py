@@ -20,6 +20,7 @@ from nlp_transfer.experiments.summary_rows import Chosen, Summary, SummaryRow, f
 from nlp_transfer.run.document import as_document
 from nlp_transfer.run.folder import differences, is_location
 from nlp_transfer.run.provenance import compare_content, describe_changes, hash_inputs, hash_strategy, record_inputs
+from nlp_transfer.run.resolve import name_classes
 from nlp_transfer.run.run import Run
 from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.extensions import files_for_child
@@ -124,8 +125,9 @@ def _raw(config: RunConfig | Document | str | Path | None, settings: dict[str, A
     for name, value in raw.items():
         if name in ("data", "training") and hasattr(value, "model_dump"):
             raw[name] = value.model_dump(exclude_unset=True)
-        elif name in ("task", "strategy") and hasattr(value, "document"):
-            raw[name] = value.document()
+        elif name in ("task", "strategy"):
+            named = name_classes(value)
+            raw[name] = named.document() if hasattr(named, "document") else named
     return raw
 
 

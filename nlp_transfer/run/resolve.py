@@ -51,7 +51,7 @@ def resolve(
     callbacks = check_callbacks(callbacks)
     raw = as_document(config) | settings
     problems = Problems("settings")
-    raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
+    raw |= {name: name_classes(raw[name]) for name in ("task", "strategy") if name in raw}
     objects = {name: raw[name] for name in ("task", "strategy") if isinstance(raw.get(name), (Task, Strategy))}
     raw |= {name: value.document() for name, value in objects.items()}
     task_document, strategy_document = raw.get("task"), raw.get("strategy", "full")
@@ -89,13 +89,13 @@ def _load_metrics(config: RunConfig, problems: Problems) -> list[Any]:
     return metrics
 
 
-def _named(value: Any) -> Any:
+def name_classes(value: Any) -> Any:
     """Replace task and strategy classes with documents that name them."""
     if isinstance(value, type) and issubclass(value, (Task, Strategy)):
         return {"name": registry.name_of(value)}
     if isinstance(value, Mapping) and isinstance(value.get("name"), type):
         return {**value, "name": registry.name_of(value["name"])}
-    return [_named(part) for part in value] if isinstance(value, list) else value
+    return [name_classes(part) for part in value] if isinstance(value, list) else value
 
 
 def _build(build: Any, document: Any, problems: Problems) -> Any:

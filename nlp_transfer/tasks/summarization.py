@@ -68,11 +68,8 @@ class Summarization(TextGenerationTask):
 
     def generate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> Arrays:
         """Summarize texts; `truncated`: whether the text is longer than `max_length`, bool of shape (texts,)."""
-        longest, beams = self.longest_piece, beams or self.beams
-        search = longest, self.target_limit, beams, self.length_penalty, rows
-        summaries = generate_texts(model, self.tokenizers, texts, *search)
-        truncated = np.zeros(len(texts), bool)
-        truncated[list(self.tokenizers.source_ids(texts, longest)[1] if texts else ())] = True
+        search = self.longest_piece, self.target_limit, beams or self.beams, self.length_penalty, rows
+        summaries, truncated = generate_texts(model, self.tokenizers, texts, *search)
         return {"prediction": np.array(summaries, object), "truncated": truncated}
 
     @property

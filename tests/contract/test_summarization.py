@@ -11,6 +11,7 @@ import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from nlp_transfer import compare, fine_tune, load_predictor, load_translator
+from nlp_transfer.models.seq2seq import generation
 from nlp_transfer.tasks.translation import Translation
 from tests.builders import command, read_table, refused, run, succeed, write
 from tests.helpers.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
@@ -119,6 +120,13 @@ def test_long_texts_are_truncated_and_counted(bert: Path) -> None:
     assert len(ids) == limit
     assert predictor([LONG, TEXTS[0]]) == predictor([start, TEXTS[0]])
     assert predictor.truncated == 1
+
+
+def test_truncated_texts_are_found_if_texts_are_tokenized_in_chunks(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "TOKENIZED_CHARACTERS", 1)
+    predictor = load_predictor(bert)
+    found = predictor.task.generate(predictor.model, [TEXTS[0], LONG, TEXTS[1], LONG])
+    assert found["truncated"].tolist() == [False, True, False, True]
 
 
 def test_settings_of_the_search_can_be_changed(bert: Path) -> None:
