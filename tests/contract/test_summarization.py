@@ -72,7 +72,7 @@ def test_models_of_other_programs_summarize(learned: Path, tmp_path: Path, capfd
     assert isinstance(load_predictor(theirs, settings=languages(learned.name)).task, Translation)
     assert "translation is assumed" in " ".join(capfd.readouterr().err.split())
     flags = [word for name, value in languages(learned.name).items() for word in (f"--task.{name}", value)]
-    succeed("predict", theirs, "--task", "summarization", *flags, TEXTS[0])
+    succeed("predict", theirs, "--task.name", "summarization", *flags, TEXTS[0])
     assert json.loads(capfd.readouterr().out) == {"text": TEXTS[0], "prediction": SUMMARIES[0]}
     with refused("task.name: found regression", "theirs", "allowed"):
         load_predictor(theirs, settings={"name": "regression"})

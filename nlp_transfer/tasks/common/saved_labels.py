@@ -31,7 +31,7 @@ def task_for_config(checkpoint: Checkpoint, name: str | None = None, kind: type[
         if name is None and kind is None:
             say(
                 f"note: {checkpoint.source.name} generates text but does not name its task; translation is assumed (to change "
-                'it: --task summarization, in Python settings={"name": "summarization"})'
+                'it: --task.name summarization, in Python settings={"name": "summarization"})'
             )
         task = task_from({"name": name or "translation"}, kind)
         if not task.traits.generates:
