@@ -275,7 +275,7 @@ class _Table:
 
 
 def prompt() -> Ask | None:
-    """Return a function that asks the user on the terminal, or None if there is no terminal or are several processes."""
+    """Return a function that asks the user on the terminal, or None without a terminal or with several processes."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or world_size() > 1:
         return None
     import click

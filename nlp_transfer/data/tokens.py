@@ -219,6 +219,19 @@ def encode_rows(rows: Rows, encode: Encode, size: int = 1000) -> TokenTable:
     )
 
 
+def token_padding(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the padding values of the columns that the tokenizer produces: `input_ids` and perhaps `token_type_ids`."""
+    padding = {"input_ids": tokenizer.pad_token_id}
+    if "token_type_ids" in tokenizer.model_input_names:
+        padding["token_type_ids"] = tokenizer.pad_token_type_id
+    return padding
+
+
+def as_objects(values: Iterable[Any]) -> np.ndarray:
+    """Return values of any type as an array of objects of shape (values,), such as a column of `TokenTable.texts`."""
+    return np.fromiter(values, object)
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], names: Iterable[str], limit: int
 ) -> tuple[dict[str, Ragged], int]:

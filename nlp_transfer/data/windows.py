@@ -8,6 +8,7 @@ of 8 rows, and two processes with 16 rows each therefore see the same rows in th
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -110,7 +111,7 @@ class WindowPlan:
         """Rows of an epoch, with repetitions."""
         return len(self.lengths) if self.repeats is None else len(self.repeats)
 
-    @property
+    @cached_property  # with `batch_tokens`, all windows are planned to count them
     def windows_in_epoch(self) -> int:
         """Windows of the first epoch; with `batch_tokens`, other epochs may have a few more or less."""
         size = self.batch_size * self.accumulation * self.processes

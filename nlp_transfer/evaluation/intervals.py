@@ -60,8 +60,9 @@ class StrategyScores:
 
     def __init__(self, metric: ResampledMetric, splits: Mapping[int, ScoredSplit], shared: bool) -> None:
         self.bounds = metric.bounds
-        self.values = {seed: metric.value(split) for seed, split in splits.items()}
-        self.replicates = {seed: metric.replicates(split, 0 if shared else seed + 1) for seed, split in splits.items()}
+        scores = {seed: metric.scores(split, 0 if shared else seed + 1) for seed, split in splits.items()}
+        self.values = {seed: value for seed, (value, _) in scores.items()}
+        self.replicates = {seed: replicates for seed, (_, replicates) in scores.items()}
         self.rows = min(map(len, splits.values()))
 
     def arrays(self, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,13 @@ class ScoredSplit:
     def __len__(self) -> int:
         return len(self.predictions["prediction"])
 
+    def select(self, rows: np.ndarray) -> "ScoredSplit":
+        """Return the split with only these rows (int64 indices)."""
+        predictions, references = (
+            {name: array[rows] for name, array in arrays.items()} for arrays in (self.predictions, self.references)
+        )
+        return ScoredSplit(predictions, references)
+
 
 class ResampledMetric:
     """Computes a metric on all rows and on resampled rows.
@@ -46,33 +53,28 @@ class ResampledMetric:
         self.scorer, self.metric = scorer, metric
         self.higher_is_better = scorer.higher_is_better(metric)
         self.bounds = scorer.bounds(metric)
-        self.fast = bool(splits) and self._sums(splits[0]) is not None
+        self.fast = bool(splits) and self._sums(splits[0].select(np.arange(1))) is not None  # one row is enough to know
         self.resamples = RESAMPLES if self.fast and max(map(len, splits)) <= MANY_ROWS else FEW_RESAMPLES
 
-    def value(self, split: ScoredSplit) -> float:
-        """Return the metric on all rows; NaN if it is undefined."""
-        if (sums := self._sums(split)) is None:
-            return self._compute(split.predictions, split.references)
-        statistics, function = sums
-        return float(function(np.ones((1, len(split))) @ statistics)[0])
-
-    def replicates(self, split: ScoredSplit, stream: int) -> np.ndarray:
-        """Return the metric on resampled rows, float64 of shape (resamples,).
+    def scores(self, split: ScoredSplit, stream: int) -> tuple[float, np.ndarray]:
+        """Return the metric on all rows, NaN if it is undefined, and on resampled rows, float64 of shape (resamples,).
 
         Splits with the same number of rows and the same `stream` get the same resamples, so their replicates are paired.
         """
         resamples = resample_rows(len(split), self.resamples, stream)
         if (sums := self._sums(split)) is None:
-            return np.array([self._compute(_take(split.predictions, rows), _take(split.references, rows)) for rows in resamples])
+            replicates = [self._compute(split.select(rows)) for rows in resamples]
+            return self._compute(split), np.array(replicates)
         statistics, function = sums
-        replicates = []
+        value = float(function(np.ones((1, len(split))) @ statistics)[0])
+        chunks = []
         while chunk := list(islice(resamples, CHUNK)):
             counts = np.stack([np.bincount(rows, minlength=len(split)) for rows in chunk]).astype(float)
-            replicates.append(function(counts @ statistics))
-        return np.concatenate(replicates)
+            chunks.append(function(counts @ statistics))
+        return value, np.concatenate(chunks)
 
-    def _compute(self, predictions: Arrays, references: Arrays) -> float:
-        return self.scorer.compute(predictions, references).get(self.metric, np.nan)
+    def _compute(self, split: ScoredSplit) -> float:
+        return self.scorer.compute(split.predictions, split.references).get(self.metric, np.nan)
 
     def _sums(self, split: ScoredSplit) -> Sums | None:
         return self.scorer.sums(self.metric, split.predictions, split.references)
@@ -82,7 +84,3 @@ def resample_rows(rows: int, resamples: int, stream: int) -> Iterator[np.ndarray
     """Draw `resamples` samples of row indices with replacement. Each is int64 of shape (rows,). The seed is fixed."""
     generator = np.random.default_rng([1, rows, stream])
     return (generator.integers(rows, size=rows) for _ in range(resamples))
-
-
-def _take(arrays: Arrays, rows: np.ndarray) -> Arrays:
-    return {name: array[rows] for name, array in arrays.items()}

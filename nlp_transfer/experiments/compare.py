@@ -20,6 +20,7 @@ from nlp_transfer.experiments.summary_rows import Chosen, Summary, SummaryRow, f
 from nlp_transfer.run.document import as_document
 from nlp_transfer.run.folder import differences, is_location
 from nlp_transfer.run.provenance import compare_content, describe_changes, hash_inputs, hash_strategy, record_inputs
+from nlp_transfer.run.resolve import as_plain
 from nlp_transfer.run.run import Run
 from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.extensions import files_for_child
@@ -85,7 +86,7 @@ def compare(
     if world_size() > 1:
         raise UserError(f"compare: found WORLD_SIZE={world_size()}; allowed: a single process, which starts the runs")
     check_launch()
-    raw = _raw(config, settings)
+    raw = {name: as_plain(value) for name, value in (as_document(config) | settings).items()}
     if output_dir is None and not isinstance(raw.get("output_dir"), (str, Path)):
         raise UserError("--output: is required because the document has no output_dir")
     folder = expand(output_dir or f"{raw['output_dir']}-comparison")
@@ -117,16 +118,6 @@ def compare(
             write_page(folder / "comparison.html", summary, plan.seeds)
     _show(summary, plan, folder)
     return Comparison(folder, summary.rows, summary.advice, summary.metric, summary.split, runner.failed)
-
-
-def _raw(config: RunConfig | Document | str | Path | None, settings: dict[str, Any]) -> Document:
-    raw = as_document(config) | settings
-    for name, value in raw.items():
-        if name in ("data", "training") and hasattr(value, "model_dump"):
-            raw[name] = value.model_dump(exclude_unset=True)
-        elif name in ("task", "strategy") and hasattr(value, "document"):
-            raw[name] = value.document()
-    return raw
 
 
 def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: dict[str, Any]) -> None:

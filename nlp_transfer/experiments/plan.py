@@ -11,7 +11,7 @@ from typing import Any
 
 from nlp_transfer.data.unused_settings import describe_unused
 from nlp_transfer.run.document import parse_overrides
-from nlp_transfer.run.resolve import check_best_metric, resolve
+from nlp_transfer.run.resolve import as_plain, check_best_metric, resolve
 from nlp_transfer.run.run import Run
 from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.schema import DataConfig
@@ -289,8 +289,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _parts(item: Any) -> list[dict[str, Any]]:
     """Parse one value of --strategies into documents. Return an empty list if it is invalid."""
-    if hasattr(item, "document"):
-        item = item.document()
+    item = as_plain(item)
     if isinstance(item, str):
         texts = re.split(r"\+(?![^{\[]*[}\]])", item)  # a + outside of braces and brackets
         item = [parse_overrides([f"--strategy={text.strip()}"])[0][1] for text in texts]

@@ -15,7 +15,7 @@ from nlp_transfer.data.sources.file_reading import (
     names_no_format,
     undecoded,
 )
-from nlp_transfer.data.sources.table_reader import ENDINGS, Batch, check_lines
+from nlp_transfer.data.sources.table_reader import ENDINGS, Batch
 from nlp_transfer.data.unused_settings import check_format_settings
 from nlp_transfer.inference.standard_streams import DASH
 from nlp_transfer.inference.worker_processes import check_processes
@@ -173,8 +173,6 @@ def check_files(options: FileOptions, probabilities: bool) -> str:
             problems.add(f"--input: there is no file {source}; allowed: a file that exists ({', '.join(ENDINGS)})")
         elif kind := kind_of(source):
             problems.add(f"--input: {source} is {kind}; allowed: a file ({', '.join(ENDINGS)})")
-        elif format_of(source) is None:
-            check_lines(source, "text")
     if output == DASH:
         if options.overwrite:
             problems.add("--overwrite: has no effect on standard output; leave it out")

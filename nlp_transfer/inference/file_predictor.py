@@ -11,8 +11,8 @@ import tokenizers
 import torch
 import transformers
 
-from nlp_transfer.data.sources import Readers
 from nlp_transfer.data.sources.table_reader import Batch
+from nlp_transfer.data.sources.task_formats import Readers
 from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.unused_settings import unused_columns
 from nlp_transfer.inference import predictor as text_predictor

@@ -10,9 +10,9 @@ from types import NoneType
 from typing import Any
 
 from nlp_transfer.data.bad_rows import SHOWN
-from nlp_transfer.data.sources import Readers, record_batches
 from nlp_transfer.data.sources.file_reading import check_unchanged, state_of
 from nlp_transfer.data.sources.table_reader import Batch, read_table, scan_table
+from nlp_transfer.data.sources.task_formats import Readers, record_batches
 from nlp_transfer.inference.command_inputs import FileOptions, check_files, check_not_of_model, data_settings, rows_of_texts
 from nlp_transfer.inference.output_journal import ChunkPredictions, OutputFile
 from nlp_transfer.inference.standard_streams import DASH, OutputStream, opened_input, redirected_stdout, writing_stdout
@@ -55,8 +55,10 @@ def predict_file(arguments: dict[str, Any], options: FileOptions) -> None:
             keep_table = ending != ".txt"  # a line of a .txt file contains only the prediction
             reader = readers.get(path.suffix.lower())
             if (records := reader(path) if reader else None) is not None:
-                yield from record_batches(records, chunk_rows)
+                for chunk in record_batches(records, chunk_rows):
+                    yield chunk if chunk.columns else _with_all_columns(chunk, inputs)
             else:
+                # Refuses a file of unknown extension that is not plain text, which a reader of the task might have read.
                 for chunk in read_table(path, data, chunk_rows, inputs, keep_table, mark_faults=True):
                     yield chunk if chunk.names else _with_all_columns(chunk, columns)
             check_unchanged(path, before)

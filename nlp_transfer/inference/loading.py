@@ -38,8 +38,9 @@ def load_predictor(
 ) -> Predictor:
     """Load a saved model for prediction.
 
-    Classifiers and translation models that other programs saved can be loaded too. Labels are read from their configuration, and
-    the input column is named `text` for a classifier and `source` for a translation model.
+    Models that other programs saved can be loaded too. Labels are read from their configuration; columns have their default
+    names, such as `text` for a classifier. Models that generate text are taken for translation models unless `settings` has
+    another `name`, such as `summarization`.
 
     Args:
         model: a run folder, a model folder, an adapter folder or a hub id.
@@ -67,7 +68,8 @@ def load_predictor(
             raise UserError(f"base: found {base}; {model} is not an adapter and needs no base; allowed: None")
         checkpoint = Checkpoint.open(find_model(str(model)))
         record = check_record(read_settings(checkpoint.source, RECORD), checkpoint.source.name)
-        before = task_from(record["settings"], kind) if record else task_for_config(checkpoint)
+        named = (settings or {}).get("name")
+        before = task_from(record["settings"], kind) if record else task_for_config(checkpoint, named, kind)
         check_head(checkpoint, before.traits.architecture)
         saved = with_changed_settings(before, settings, checkpoint.max_length).prepare(checkpoint)
         check_schema(saved, checkpoint)

@@ -13,7 +13,7 @@ from nlp_transfer.data.sources.table_reader import Batch
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.output_journal import ChunkPredictions
-from nlp_transfer.inference.rounding import round_predictions
+from nlp_transfer.inference.rounding import rounded
 from nlp_transfer.tasks import Task, encode_table
 from nlp_transfer.utils.errors import BadRow, Fault, Problems, UserError
 
@@ -96,12 +96,7 @@ class Predictor:
         table = self.encode(rows)
         self.truncated += table.truncated
         predictions, _ = predict_table(self.model, self.task, table, self.batch_size, self.precision, where=rows.where)
-        rounded = {
-            name: round_predictions(name, array, self.precision)
-            for name, array in predictions.items()
-            if array.dtype == np.float32
-        }
-        return self.task.columns(predictions | rounded, probabilities=probabilities, cells=cells)
+        return self.task.columns(rounded(predictions, self.precision), probabilities=probabilities, cells=cells)
 
     def encode(self, rows: Rows, targets: bool = False) -> TokenTable:
         """Tokenize rows that have been checked (`Task.check`)."""

@@ -2,7 +2,15 @@
 
 import numpy as np
 
+from nlp_transfer.tasks import Arrays
+
 SMALLEST = 1e-13  # for smaller numbers, rounding would need powers of ten that are not exact
+
+
+def rounded(predictions: Arrays, precision: str) -> Arrays:
+    """Return predictions with the float32 arrays rounded (`round_predictions`)."""
+    floats = {name: array for name, array in predictions.items() if array.dtype == np.float32}
+    return predictions | {name: round_predictions(name, array, precision) for name, array in floats.items()}
 
 
 def round_predictions(name: str, values: np.ndarray, precision: str) -> np.ndarray:

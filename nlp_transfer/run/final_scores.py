@@ -11,7 +11,8 @@ from nlp_transfer.data.sources.rows import BLOCK
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.evaluation.metrics import KNOWN_KEYS
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
-from nlp_transfer.inference.predictor import PRECISION, round_predictions
+from nlp_transfer.inference.predictor import PRECISION
+from nlp_transfer.inference.rounding import rounded
 from nlp_transfer.inference.scoring import score
 from nlp_transfer.inference.writers import Writer
 from nlp_transfer.saved_models.layout import PREDICTIONS
@@ -63,10 +64,9 @@ def _write_predictions(path: Path, job: Job, split: str, predictions: Arrays) ->
     these two gets the prefix `source_` if an input column has its name.
     """
     task, rows = job.task, job.rows[split]
-    floats = {name: round_predictions(name, array, PRECISION) for name, array in predictions.items() if array.dtype == np.float32}
     all_labels = task.traits.has_probabilities and len(task.scorer.labels) <= MAX_PROBABILITIES
     expected = references(task, job.tables[split])
-    columns = task.columns(predictions | floats, expected, probabilities=all_labels, cells=True)
+    columns = task.columns(rounded(predictions, PRECISION), expected, probabilities=all_labels, cells=True)
     columns = {"prediction" if name == task.traits.output else name: column for name, column in columns.items()}
     inputs = task.inputs
     columns = {name: column for name, column in columns.items() if name not in inputs}  # such as probability:LABEL

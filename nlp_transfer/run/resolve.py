@@ -51,16 +51,9 @@ def resolve(
     callbacks = check_callbacks(callbacks)
     raw = as_document(config) | settings
     problems = Problems("settings")
-    raw |= {name: _named(raw[name]) for name in ("task", "strategy") if name in raw}
-    objects = {name: raw[name] for name in ("task", "strategy") if isinstance(raw.get(name), (Task, Strategy))}
-    raw |= {name: value.document() for name, value in objects.items()}
-    task_document, strategy_document = raw.get("task"), raw.get("strategy", "full")
-    if isinstance(strategy_document, list):
-        raw["strategy"] = [part.document() if isinstance(part, Strategy) else part for part in strategy_document]
-    plain = {name: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value for name, value in raw.items()}
-    checked = validate(RunConfig, plain, problems)
-    task: Any = objects.get("task") or _build(task_from, None if isinstance(task_document, list) else task_document, problems)
-    strategy: Any = objects.get("strategy") or _build(strategy_from, strategy_document, problems)
+    checked = validate(RunConfig, {name: as_plain(value) for name, value in raw.items()}, problems)
+    task: Any = _build(task_from, None if isinstance(raw.get("task"), list) else raw.get("task"), problems)
+    strategy: Any = _build(strategy_from, raw.get("strategy", "full"), problems)
     user_metrics = UserMetrics([*metrics, *(_load_metrics(checked, problems) if checked is not None else ())])
     if checked is not None:
         _check_together(checked, task, problems, bool(user_metrics) or bool(checked.training.metrics))
@@ -89,6 +82,16 @@ def _load_metrics(config: RunConfig, problems: Problems) -> list[Any]:
     return metrics
 
 
+def as_plain(value: Any) -> Any:
+    """Return the document of a task, a strategy, a class of these, a list of strategies or typed settings; other values as is."""
+    named = _named(value)
+    if isinstance(named, (Task, Strategy)):
+        return named.document()
+    if isinstance(named, list):
+        return [as_plain(part) for part in named]
+    return named.model_dump(exclude_unset=True) if hasattr(named, "model_dump") else named
+
+
 def _named(value: Any) -> Any:
     """Replace task and strategy classes with documents that name them."""
     if isinstance(value, type) and issubclass(value, (Task, Strategy)):
@@ -98,8 +101,10 @@ def _named(value: Any) -> Any:
     return [_named(part) for part in value] if isinstance(value, list) else value
 
 
-def _build(build: Any, document: Any, problems: Problems) -> Any:
-    document = expand_name(document)
+def _build(build: Any, value: Any, problems: Problems) -> Any:
+    if isinstance(value, (Task, Strategy)):
+        return value
+    document = expand_name(_named(value))
     if isinstance(document, list):
         if not all(isinstance(part, (Mapping, Strategy)) for part in document):
             return None

@@ -9,16 +9,17 @@ Ben Zaken et al. 2022, "BitFit: Simple Parameter-efficient Fine-tuning for Trans
 """
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.layers import Layers, encoder_type, find_layers, new_parameters, width
-from nlp_transfer.models.preparation import freeze, has_untrained_decoder
-from nlp_transfer.strategies import Strategy, StrategyTraits, default_learning_rate
-from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
+from nlp_transfer.models.layers import Layers, encoder_type, find_layers, new_parameters
+from nlp_transfer.models.preparation import freeze
+from nlp_transfer.strategies import Strategy, StrategyTraits
+from nlp_transfer.strategies.common.layer_depth import adapter_rate
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import UserError
 
@@ -29,17 +30,11 @@ INTERMEDIATE = re.compile(r"\.(intermediate\.dense|lin1|fc1|ffn|Wi)\.bias$")
 NORMALIZATION = re.compile(r"norm", re.IGNORECASE)
 
 
-def _learning_rate(model: nn.Module) -> float:
-    """Return a high rate, since few parameters are trained. For a new decoder, which is trained completely, the rate is lower."""
-    if has_untrained_decoder(model):
-        return default_learning_rate(model) * DECODER_SCALE
-    return 3e-3 if width(model) <= 512 else 1e-3
-
-
 class Bitfit(Strategy):
     """Train biases and the head. The trained biases of the encoder are also saved separately, in `biases.safetensors`."""
 
-    traits = StrategyTraits(owns_parameters=True, learning_rate=_learning_rate)
+    # The rates are high, since few parameters are trained.
+    traits = StrategyTraits(owns_parameters=True, learning_rate=partial(adapter_rate, narrow=3e-3, wide=1e-3))
 
     biases: Literal["all", "query_and_intermediate"] = "all"
     """Encoder biases to train. `query_and_intermediate`: only those of the query projections and of the first feed-forward

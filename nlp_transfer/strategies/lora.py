@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.layers import find_layers, width
-from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
+from nlp_transfer.models.layers import find_layers
+from nlp_transfer.models.preparation import merge_adapter
 from nlp_transfer.settings.base_settings import Count, Share
-from nlp_transfer.strategies import Strategy, StrategyTraits, default_learning_rate
+from nlp_transfer.strategies import Strategy, StrategyTraits
 from nlp_transfer.strategies.common.adapter_modules import (
     add_adapter,
     chosen_layers,
@@ -27,20 +26,13 @@ from nlp_transfer.strategies.common.adapter_modules import (
     modules_to_save,
     save_adapter,
 )
-from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
-
-
-def _learning_rate(model: nn.Module) -> float:
-    """Return a high rate, since the updates start at zero. For a new decoder, which is trained completely, the rate is lower."""
-    if has_untrained_decoder(model):
-        return default_learning_rate(model) * DECODER_SCALE
-    return 2e-3 if width(model) <= 512 else 5e-4
+from nlp_transfer.strategies.common.layer_depth import adapter_rate
 
 
 class Lora(Strategy):
     """Train low-rank updates and the head. The updates are merged into the saved model, and also saved in `adapter/`."""
 
-    traits = StrategyTraits(owns_parameters=True, adds_adapter=True, learning_rate=_learning_rate)
+    traits = StrategyTraits(owns_parameters=True, adds_adapter=True, learning_rate=adapter_rate)
 
     r: Count = 16
     """Rank of the updates."""

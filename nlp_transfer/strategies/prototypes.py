@@ -38,7 +38,7 @@ class Prototypes(Strategy):
         """Freeze all parameters.
 
         Raises:
-            UserError: If the task does not predict labels, or the head has hidden layers.
+            UserError: If the head has hidden layers.
         """
         freeze_for_computed_head(model, SETTING)
         return model

@@ -75,11 +75,8 @@ class ZeroShot(Strategy):
         )
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:
-        if data.train is None and "label" not in task.traits.prediction:
-            problems.add(
-                f"strategy.name: found zero_shot with a task that predicts {task.traits.prediction}s; allowed: a task with labels"
-            )
-        elif self.by == "entailment" and data.train is None and data.unlabelled is None:
+        # `needs_task` already refuses a task without classes.
+        if task.traits.classes and self.by == "entailment" and data.train is None and data.unlabelled is None:
             problems.add(
                 "data.unlabelled: is required and was not given; zero_shot by entailment fits a layer to the "
                 "predictions of the checkpoint; allowed: data.unlabelled (texts alone), data.train, or strategy.by: embedding, "
@@ -112,7 +109,7 @@ class ZeroShot(Strategy):
         """Freeze all parameters.
 
         Raises:
-            UserError: If the task does not predict labels, or the head is not a single layer on vectors of length 1.
+            UserError: If the head is not a single layer, or, with `by: embedding`, not one on mean vectors of length 1.
         """
         freeze_for_computed_head(model, "strategy.name: found zero_shot")
         if self.by == "embedding":

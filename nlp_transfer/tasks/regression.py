@@ -22,7 +22,7 @@ from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.settings.validation import validate
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, TaskTraits
 from nlp_transfer.tasks.common.labels import MISSING, check_no_classes
-from nlp_transfer.tasks.common.objectives import SquaredError, smoothing_of
+from nlp_transfer.tasks.common.objectives import SquaredError
 from nlp_transfer.tasks.common.task import check_has_rows
 from nlp_transfer.tasks.common.text_task import TEXT_CARD, TextTask
 from nlp_transfer.utils.errors import Problems, UserError, shorten
@@ -78,9 +78,6 @@ class Regression(TextTask):
         super().fit(train, problems, training)
         if training is not None:
             check_no_classes(training, "a regression", problems)
-            if smoothing_of(training):
-                smoothing = training.label_smoothing
-                problems.add(f"training.label_smoothing: found {smoothing}; a regression has no labels; allowed: 0")
         check_has_rows(train, problems)
         if train is None or not len(train):
             return self

@@ -17,6 +17,7 @@ from nlp_transfer.settings.base_settings import Count
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, TaskTraits
 from nlp_transfer.tasks.common.generation_setup import sample_lengths
+from nlp_transfer.tasks.common.task import token_limit
 from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.utils.errors import Problems, UserError
 
@@ -52,26 +53,23 @@ class Summarization(TextGenerationTask):
         return super().fit(train, problems, training)
 
     def check_lengths(self) -> None:
-        if self.max_new_tokens and self.max_new_tokens > (self.max_length or 512):
+        if self.max_new_tokens and self.max_new_tokens > token_limit(self):
             raise UserError(
                 f"task.max_new_tokens: found {self.max_new_tokens}; allowed: up to task.max_length, {self.max_length}"
             )
 
     def fit_lengths(self, train: Rows) -> Self:
-        self.tokenizers.check_room(self.max_length or 512, None)
+        self.tokenizers.check_room(token_limit(self), None)
         usual = math.ceil(float(np.quantile(sample_lengths(self, train)[1], 0.999)) * 1.25)
-        return self.model_copy(update={"max_new_tokens": self.max_new_tokens or min(usual, self.max_length or 512)})
+        return self.model_copy(update={"max_new_tokens": self.max_new_tokens or min(usual, token_limit(self))})
 
     def target_limit(self, source_tokens: int) -> int:
-        return min(self.max_new_tokens or LONGEST_SUMMARY, self.max_length or 512)
+        return min(self.max_new_tokens or LONGEST_SUMMARY, token_limit(self))
 
     def generate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> Arrays:
         """Summarize texts; `truncated`: whether the text is longer than `max_length`, bool of shape (texts,)."""
-        longest, beams = self.longest_piece, beams or self.beams
-        search = longest, self.target_limit, beams, self.length_penalty, rows
-        summaries = generate_texts(model, self.tokenizers, texts, *search)
-        truncated = np.zeros(len(texts), bool)
-        truncated[list(self.tokenizers.source_ids(texts, longest)[1] if texts else ())] = True
+        search = self.longest_piece, self.target_limit, beams or self.beams, self.length_penalty, rows
+        summaries, truncated = generate_texts(model, self.tokenizers, texts, *search)
         return {"prediction": np.array(summaries, object), "truncated": truncated}
 
     @property

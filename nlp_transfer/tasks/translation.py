@@ -16,6 +16,7 @@ from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.base_settings import Count
 from nlp_transfer.tasks import Arrays, TaskTraits
 from nlp_transfer.tasks.common.generation_setup import sample_lengths
+from nlp_transfer.tasks.common.task import token_limit
 from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.utils.errors import Problems, UserError
 
@@ -52,26 +53,26 @@ class Translation(TextGenerationTask):
             check_not_copies(rows, self.source, self.target, problems)
 
     def check_lengths(self) -> None:
-        if self.longest_source and self.longest_source > (self.max_length or 512):
+        if self.longest_source and self.longest_source > token_limit(self):
             raise UserError(
                 f"task.longest_source: found {self.longest_source}; allowed: up to task.max_length, {self.max_length}"
             )
 
     def fit_lengths(self, train: Rows) -> Self:
-        self.tokenizers.check_room(self.max_length or 512, self.longest_source)
+        self.tokenizers.check_room(token_limit(self), self.longest_source)
         source, target = sample_lengths(self, train)
         ratio = float(np.quantile(target / (source + LENGTH_OFFSET), 0.999)) * 1.25
         longest = max(16, math.ceil(float(np.quantile(source, 0.999)) * 1.5))
-        longest = min(self.longest_source or longest, self.max_length or 512)
+        longest = min(self.longest_source or longest, token_limit(self))
         return self.model_copy(update={"length_ratio": self.length_ratio or round(ratio, 3), "longest_source": longest})
 
     @property
     def longest_piece(self) -> int:
-        limit = self.max_length or 512
+        limit = token_limit(self)
         return min(self.longest_source or limit, limit)
 
     def target_limit(self, source_tokens: int) -> int:
-        return min(self.max_length or 512, math.ceil((self.length_ratio or 2.0) * (source_tokens + LENGTH_OFFSET)))
+        return min(token_limit(self), math.ceil((self.length_ratio or 2.0) * (source_tokens + LENGTH_OFFSET)))
 
     def generate(self, model: Any, texts: list[str], beams: int | None = None, rows: int = ROWS) -> Arrays:
         """Translate texts of any length; `pieces`: the number of pieces of each text, int64 of shape (texts,)."""

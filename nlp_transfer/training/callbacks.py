@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED
 from nlp_transfer.settings.extensions import load_class
 from nlp_transfer.settings.registry import name_of
 from nlp_transfer.strategies import Phase
@@ -190,7 +191,7 @@ def _check_batch(callback: Callback, before: Batch, after: Any) -> None:
         if len(after[name]) != len(before[name]):
             raise ValueError(f"{place}: found {len(after[name])} rows of {name}; allowed: {len(before[name])}, as before")
     if "labels" in before:
-        counts = [int((batch["labels"] != -100).sum()) for batch in (before, after)]
+        counts = [int((batch["labels"] != IGNORED).sum()) for batch in (before, after)]
         if counts[0] != counts[1]:
             raise ValueError(f"{place}: found {counts[1]} targets; allowed: {counts[0]}, as before")
 

@@ -72,7 +72,8 @@ class Checkpointer:
         newest, notes = checkpoints.newest_intact(self.folder, fault) if self.folder else (None, [])
         say(*notes)
         position = self._read(newest) if newest else Position()
-        best_fault = self._fault(self._best_folder(position)) if position.best is not None else None
+        has_older_best = position.best is not None and self._best_folder(position) != newest
+        best_fault = self._fault(self._best_folder(position)) if has_older_best else None
         # Processes that resume from different checkpoints would silently train different models.
         name, best_fault = broadcast_from_main((newest.name if newest else None, best_fault))
         if name is None or self.folder is None:
@@ -93,7 +94,7 @@ class Checkpointer:
             )
             position.best, position.best_step, position.phase_rank, position.worse = None, 0, [], 0
         if position.best is not None:
-            best = checkpoints.read_tensors(self._best_folder(position), "model")
+            best = checkpoints.tensor_names(self._best_folder(position), "model")
             self._untrained = self._copy(set(position.touched) - set(best))
         self._load(checkpoints.read_tensors(folder, "model"))
         self.optimizer_state = checkpoints.read_tensors(folder, "optimizer")

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -119,10 +120,16 @@ class Evaluation(Callback):
     """Evaluates on validation every `training.evaluate_every` steps (default: each epoch), and at the end of each phase."""
 
     def on_phase_start(self, trainer: Trainer, phase: Phase) -> None:
-        """Repeat an evaluation that was interrupted."""
+        """Repeat an evaluation that was interrupted.
+
+        Raises:
+            Interrupted: a signal interrupted it again. The checkpoint from which the run resumed remains.
+        """
         if trainer.position.unjudged:
             if self._evaluate(trainer):
                 trainer.checkpoints.save(trainer, best=True)
+            if trainer.position.unjudged:
+                _raise_interrupted(trainer)
             _agree_to_stop(trainer)
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
@@ -193,9 +200,7 @@ class Checkpoints(Callback):
         if best or due or trainer.flags.overdue or interrupted:
             self.save(trainer, best)
         if interrupted:
-            saved = f"step {position.step} is saved; run the same command again to resume"
-            nothing = "nothing is saved: there is no output folder"
-            raise Interrupted(trainer.signals.received or signal.SIGTERM, saved if trainer.output_dir is not None else nothing)
+            _raise_interrupted(trainer)
 
     def save(self, trainer: Trainer, best: bool) -> None:
         """Save a checkpoint. Without an output folder, keep the best weights in memory."""
@@ -263,3 +268,10 @@ def _is_interrupted(trainer: Trainer) -> bool:
     """Return whether a signal will end the run after the current step."""
     alone = trainer.accelerator.num_processes == 1
     return bool(trainer.flags.signal or (alone and trainer.signals.received is not None))
+
+
+def _raise_interrupted(trainer: Trainer) -> NoReturn:
+    """End the run because of a signal. If there is an output folder, the current step must be saved."""
+    saved = f"step {trainer.position.step} is saved; run the same command again to resume"
+    nothing = "nothing is saved: there is no output folder"
+    raise Interrupted(trainer.signals.received or signal.SIGTERM, saved if trainer.output_dir is not None else nothing)

@@ -1,6 +1,7 @@
 """Summarization: learned by heart, predicted in files, the same with plain transformers, repeated from its configuration."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from nlp_transfer import compare, fine_tune, load_predictor, load_translator
+from nlp_transfer.models.seq2seq import generation
+from nlp_transfer.tasks.translation import Translation
 from tests.builders import command, read_table, refused, run, succeed, write
 from tests.helpers.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 
@@ -59,6 +62,22 @@ def test_training_pairs_are_summarized_exactly(learned: Path) -> None:
     assert max(len(ids) for ids in predictor.task.tokenizers.target_ids(SUMMARIES, 64)[0]) <= saved["max_new_tokens"] < 64
 
 
+def test_models_of_other_programs_summarize(learned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(learned / "model", theirs, ignore=shutil.ignore_patterns("nlp_transfer.json"))
+    settings = {"name": "summarization", **languages(learned.name)}
+    capfd.readouterr()
+    assert load_predictor(theirs, settings=settings)(TEXTS) == [{"prediction": summary} for summary in SUMMARIES]
+    assert "assumed" not in capfd.readouterr().err
+    assert isinstance(load_predictor(theirs, settings=languages(learned.name)).task, Translation)
+    assert "translation is assumed" in " ".join(capfd.readouterr().err.split())
+    flags = [word for name, value in languages(learned.name).items() for word in (f"--task.{name}", value)]
+    succeed("predict", theirs, "--task.name", "summarization", *flags, TEXTS[0])
+    assert json.loads(capfd.readouterr().out) == {"text": TEXTS[0], "prediction": SUMMARIES[0]}
+    with refused("task.name: found regression", "theirs", "allowed"):
+        load_predictor(theirs, settings={"name": "regression"})
+
+
 def test_plain_transformers_generates_the_same(learned: Path) -> None:
     texts = [*TEXTS[:9], "The dog", LONG]
     model = AutoModelForSeq2SeqLM.from_pretrained(learned / "model").eval()
@@ -101,6 +120,13 @@ def test_long_texts_are_truncated_and_counted(bert: Path) -> None:
     assert len(ids) == limit
     assert predictor([LONG, TEXTS[0]]) == predictor([start, TEXTS[0]])
     assert predictor.truncated == 1
+
+
+def test_truncated_texts_are_found_if_texts_are_tokenized_in_chunks(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "TOKENIZED_CHARACTERS", 1)
+    predictor = load_predictor(bert)
+    found = predictor.task.generate(predictor.model, [TEXTS[0], LONG, TEXTS[1], LONG])
+    assert found["truncated"].tolist() == [False, True, False, True]
 
 
 def test_settings_of_the_search_can_be_changed(bert: Path) -> None:

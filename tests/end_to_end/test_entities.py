@@ -77,6 +77,10 @@ def test_words_from_conll_and_csv_files(ending: str, tiny: dict[str, Path], tmp_
     assert done.result["metrics"]["test"]["f1"] > 0.9
     metrics = score(done.output_dir, "--data.test", sources["test"])
     assert metrics["f1"] == pytest.approx(done.result["metrics"]["test"]["f1"])
+    output = tmp_path / "out.jsonl"
+    succeed("predict", done.output_dir, "--input", sources["test"], "--output", output)
+    expected = load_predictor(done.output_dir)([row["tokens"] for row in ROWS[120:]])
+    assert [row["prediction"] for row in read_table(output)] == [row["prediction"] for row in expected]
 
 
 def test_bad_rows_are_refused_or_skipped(tiny: dict[str, Path], tmp_path: Path) -> None:
@@ -102,6 +106,10 @@ def test_predicted_rows_may_be_bad(tiny: dict[str, Path], tmp_path: Path) -> Non
     written = read_table(tmp_path / "out.jsonl")
     assert [row["prediction"] is None for row in written] == [False, True, True]
     assert [bool(row["note"]) for row in written] == [False, True, True]
+    source = write(tmp_path / "in.conll", "a\tO\nb\n\na\tO\n")
+    output = succeed("predict", tmp_path / "run", "--input", source, "--output", tmp_path / "lines.jsonl")
+    assert "line 2" in output
+    assert [row["prediction"] is None for row in read_table(tmp_path / "lines.jsonl")] == [True, False]
 
 
 def test_strategies_are_compared_by_entities(tiny: dict[str, Path], tmp_path: Path) -> None:

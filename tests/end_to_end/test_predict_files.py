@@ -819,6 +819,14 @@ def test_contradictory_arguments_are_refused(
     assert files() == ["in.jsonl"]
 
 
+@pytest.mark.parametrize("content", [b"text\tlabel\na\tb\n", b"PK\x03\x04\x14\x00", b"Kim\tB-person\n"])
+def test_what_only_another_task_reads_is_refused(model: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("in.conll").write_bytes(content)
+    assert predict(model, "in.conll", "out.csv") == 2
+    assert "in.conll: the file extension is unknown" in " ".join(capfd.readouterr().err.split())
+    assert files() == ["in.conll"]
+
+
 # Progress
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features, Translation, Value
 from sacrebleu import corpus_bleu, corpus_chrf
@@ -72,9 +73,9 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models say what they are told; the list holds all that they were told."""
     told: list[str] = []
 
-    def say(model: Any, sides: Any, texts: list[str], *settings: Any) -> list[str]:
+    def say(model: Any, sides: Any, texts: list[str], *settings: Any) -> tuple[list[str], np.ndarray]:
         told.extend(texts)
-        return list(texts)
+        return list(texts), np.zeros(len(texts), bool)
 
     monkeypatch.setattr("nlp_transfer.models.seq2seq.generation.generate_texts", say)
     return told
@@ -124,7 +125,7 @@ def test_blank_lines_alone(run: Path, echo: list[str], tmp_path: Path) -> None:
 def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mark: str) -> None:
     monkeypatch.setattr(
         "nlp_transfer.models.seq2seq.generation.generate_texts",
-        lambda model, sides, texts, *settings: [f"{mark}a{mark}{mark}b{mark}" for _ in texts],
+        lambda model, sides, texts, *settings: ([f"{mark}a{mark}{mark}b{mark}" for _ in texts], np.zeros(len(texts), bool)),
     )
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")
     succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")

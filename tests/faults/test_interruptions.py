@@ -107,24 +107,27 @@ def test_signal_ends_a_run_that_resumes_exactly(
     assert_same_log(straight, resumed)
 
 
+@pytest.mark.parametrize("step", [3, 18])
 def test_evaluation_ended_by_a_signal_is_repeated(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    step: int, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    straight = run("straight", ema=0.9, early_stopping=9)
+    settings = {"ema": 0.9, "early_stopping": 9, "evaluate_every": step}
+    straight = run("straight", **settings)
     original = validation_scores.score
 
     def score(*arguments: Any, **more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(validation_scores, "score", score)
-        with pytest.raises(Interrupted, match="step 3 is saved"):
-            run("broken", ema=0.9, early_stopping=9)
-    state = json.loads((tmp_path / "broken/checkpoints/step-3/state.json").read_text())
-    assert state["unjudged"]
-    assert state["history"] == []
-    resumed = run("broken", ema=0.9, early_stopping=9)
+    for _ in range(2):  # a repeated evaluation can be interrupted too
+        with monkeypatch.context() as patch:
+            patch.setattr(validation_scores, "score", score)
+            with pytest.raises(Interrupted, match=f"step {step} is saved"):
+                run("broken", **settings)
+        state = json.loads((tmp_path / f"broken/checkpoints/step-{step}/state.json").read_text())
+        assert state["unjudged"]
+        assert state["history"] == []
+    resumed = run("broken", **settings)
     assert resumed.metrics == straight.metrics
     assert_same_model(straight, resumed)
     assert_same_log(straight, resumed)

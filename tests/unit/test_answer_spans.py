@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from nlp_transfer.data.sources import read_rows
+from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.resampling import ResampledMetric, ScoredSplit
+from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks.question_answering.answer_spans import NO_ANSWER, OUTSIDE, best_spans, find_tokens
 from nlp_transfer.tasks.question_answering.squad_format import Answer, misplaced, parse_answers, read_squad
 from nlp_transfer.tasks.question_answering.squad_metrics import AnswerScorer, normalize, scores
@@ -79,7 +82,7 @@ def test_sums_of_rows_equal_the_metrics(unanswerable: bool) -> None:
     for name, value in metrics.items():
         metric = ResampledMetric(scorer, name, [split])
         assert metric.fast
-        assert metric.value(split) == pytest.approx(value)
+        assert metric.scores(split, 0)[0] == pytest.approx(value)
         assert metric.bounds == (0, 100)
         assert metric.higher_is_better
     assert not scorer.higher_is_better("loss")
@@ -232,7 +235,14 @@ def test_a_damaged_squad_file_is_refused(change: Any, facts: tuple[str, ...], tm
     document = squad(id="2", question="what?", answers=[])
     change(document)
     with refused("dev.json", *facts, "allowed"):
-        list(read_squad(write(tmp_path / "dev.json", json.dumps(document))) or ())
+        read_file(write(tmp_path / "dev.json", json.dumps(document)), "refuse")
+    found = read_file(tmp_path / "dev.json", "skip")
+    assert list(found.columns["question"]) == ["who?", "what?"]
+    assert [(bad.row, *map(bad.reason.__contains__, facts)) for bad in found.skipped] == [(3, *[True] * len(facts))]
+
+
+def read_file(path: Path, on_bad_rows: Any) -> Rows:
+    return read_rows(str(path), "train", DataConfig(on_bad_rows=on_bad_rows), ["question"], {".json": read_squad})
 
 
 def test_a_cut_squad_file_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from nlp_transfer import compare
 from nlp_transfer.commands.options import repeat_flags
 from nlp_transfer.data.split_sampling import draw_shots
 from nlp_transfer.data.splits import read_splits
@@ -26,7 +27,11 @@ from nlp_transfer.experiments.results_table import table, write_tables
 from nlp_transfer.experiments.summary_rows import Summary, SummaryRow
 from nlp_transfer.report import plots
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
+from nlp_transfer.strategies.full import Full
+from nlp_transfer.strategies.lora import Lora
+from nlp_transfer.strategies.partial import Partial
 from nlp_transfer.tasks import Task, task_from
+from nlp_transfer.tasks.text_classification import TextClassification
 from nlp_transfer.utils.errors import Problems
 from tests.builders import refused
 
@@ -59,6 +64,16 @@ def test_strategies_from_names_and_mappings() -> None:
     assert variants[1].document == {"name": "partial", "frozen_layers": "all"}
     assert variants[3].document == [{"name": "full"}, {"name": "lora", "r": 2, "alpha": 3.0}]
     assert variants[4].document == {"name": "lora", "r": 8, "alpha": 3.0}, "settings of the argument override"
+
+
+def test_task_and_strategies_may_be_classes() -> None:
+    problems = Problems()
+    variants = read_strategies([Lora, [Full, Lora], {"name": Partial, "frozen_layers": "all"}], None, problems)
+    assert not problems
+    assert [variant.label for variant in variants] == ["lora", "full+lora", "partial(frozen_layers=all)"]
+    with refused("compare: found no rows to compare on"):
+        data = {"train": "train.csv", "validation_share": 0}
+        compare(document(data=data), [Lora], task=TextClassification, strategy=Full, output_dir="comparison")
 
 
 def test_long_labels_become_stable_hashes() -> None:
@@ -227,8 +242,9 @@ def test_replicates_from_sums_equal_the_metric(task: Task, metric: str, make: st
         )[metric]
         for rows in resample_rows(60, 4, 3)
     ]
-    assert resampled.value(run) == pytest.approx(task.scorer.compute(run.predictions, run.references)[metric])
-    np.testing.assert_allclose(resampled.replicates(run, 3), slow, rtol=1e-6, atol=1e-9)
+    value, replicates = resampled.scores(run, 3)
+    assert value == pytest.approx(task.scorer.compute(run.predictions, run.references)[metric])
+    np.testing.assert_allclose(replicates, slow, rtol=1e-6, atol=1e-9)
 
 
 def test_other_replicates_are_computed_by_the_task() -> None:
@@ -237,7 +253,7 @@ def test_other_replicates_are_computed_by_the_task() -> None:
     assert not resampled.fast
     assert resampled.resamples == 200
     resampled.resamples = 3
-    for value, rows in zip(resampled.replicates(run, 0), resample_rows(40, 3, 0), strict=True):
+    for value, rows in zip(resampled.scores(run, 0)[1], resample_rows(40, 3, 0), strict=True):
         assert value == pytest.approx(
             CLASSES.scorer.compute(
                 {"prediction": run.predictions["prediction"][rows]} | {"scores": run.predictions["scores"][rows]},
@@ -250,7 +266,7 @@ def test_strategies_share_resamples() -> None:
     right = np.random.default_rng(0).random(200) < 0.8
     first, same = classified(right, seed=1), classified(right, seed=2)
     resampled = ResampledMetric(CLASSES.scorer, "accuracy", [first, same])
-    assert np.array_equal(resampled.replicates(first, 0), resampled.replicates(same, 0))
+    assert np.array_equal(resampled.scores(first, 0)[1], resampled.scores(same, 0)[1])
     difference = compare_strategies(
         StrategyScores(resampled, {0: first, 1: first}, True), StrategyScores(resampled, {0: same, 1: same}, True)
     )
@@ -364,8 +380,9 @@ def test_translations_are_compared_by_bleu() -> None:
         resampled = ResampledMetric(task.scorer, metric, [run])
         assert resampled.fast
         resampled.resamples = 3
-        assert resampled.value(run) == pytest.approx(task.scorer.compute(predictions, run.references)[metric]), metric
-        for value, rows in zip(resampled.replicates(run, 0), resample_rows(6, 3, 0), strict=True):
+        whole, replicates = resampled.scores(run, 0)
+        assert whole == pytest.approx(task.scorer.compute(predictions, run.references)[metric]), metric
+        for value, rows in zip(replicates, resample_rows(6, 3, 0), strict=True):
             drawn = {name: array[rows] for name, array in predictions.items()}
             references = {"references": run.references["references"][rows]}
             assert value == pytest.approx(task.scorer.compute(drawn, references)[metric]), metric

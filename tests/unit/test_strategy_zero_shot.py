@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer import fine_tune, load_predictor
-from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.strategies import Job
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
+from nlp_transfer.strategies import Job, check_strategy
 from nlp_transfer.strategies.zero_shot import ZeroShot, entailments, fit_soft_labels
 from nlp_transfer.tasks import task_from
+from nlp_transfer.utils.errors import Problems
 from tests.builders import columns, opened, refused, rows, run, sentiment_rows, write
 
 pytestmark = pytest.mark.model
@@ -184,7 +185,7 @@ def test_unlabeled_texts_suffice_for_entailment(tiny: dict[str, Path], tmp_path:
     [
         ("zero_shot", {"name": "text_classification"}, ("task.labels", "strategy.labels")),
         ("zero_shot", {"name": "text_classification", "labels": "one"}, ("task.labels", "two labels")),
-        ("zero_shot", {"name": "regression"}, ("zero_shot", "numbers", "task with labels")),
+        ("zero_shot", {"name": "regression"}, ("zero_shot with the task regression", "number", "a task whose rows have classes")),
         ("prototypes", LABELS, ("data.train: is required", "prototypes", "rows with their labels", "zero_shot")),
         ("few_shot", LABELS, ("data.train: is required", "few_shot", "rows with their labels", "zero_shot")),
         ("full", LABELS, ("data.train: is required", "full", "zero_shot")),
@@ -197,6 +198,13 @@ def test_missing_data_is_reported(name: str, task: Any, facts: tuple[str, ...], 
         with refused(*facts):
             without_train(tmp_path / "run", tiny["bert"], data, task, name)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("by", ["embedding", "entailment"])
+def test_task_without_labels_is_one_problem(by: Any) -> None:
+    problems = Problems()
+    check_strategy(ZeroShot(by=by), DataConfig(test="test.csv"), task_from({"name": "regression"}), problems)
+    assert [message.split(",")[0] for message in problems.messages] == ["strategy.name: found zero_shot with the task regression"]
 
 
 def test_settings_about_train_have_no_effect_without_it(

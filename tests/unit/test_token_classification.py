@@ -16,15 +16,16 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModelForTokenClassification, AutoTokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
 from nlp_transfer import load_predictor
+from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.in_memory import read_inputs
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.token_cache import cached_table
-from nlp_transfer.data.tokens import encode_rows
-from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.data.tokens import as_objects, encode_rows
+from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.tasks.token_classification.entities import find_entities, split_tag, split_words, write_tags
 from nlp_transfer.tasks.token_classification.entity_scorer import EntityScorer
-from nlp_transfer.tasks.token_classification.word_tokens import align_words, as_objects
+from nlp_transfer.tasks.token_classification.word_tokens import align_words
 from nlp_transfer.utils.errors import Problems, UserError
 from tests.builders import prepared, refused, run, write
 from tests.helpers.entities import sentences
@@ -426,8 +427,12 @@ def test_conll_files_are_read(separator: str, tmp_path: Path) -> None:
     assert list(reader(path) or ()) == [
         {"tokens": ["Kim", "runs"], "tags": ["B-person", "O"]}, {"tokens": ["Lee"], "tags": ["B-person"]},
     ]  # fmt: skip
+    source = str(write(tmp_path / "b.conll", "Kim B-person\nruns\n\nLee B-person\n"))
     with refused("b.conll", "line 2", "'runs'", "allowed"):
-        list(reader(write(tmp_path / "b.conll", "Kim B-person\nruns\n")) or ())
+        read_rows(source, "train", DataConfig(), ["tokens"], {".conll": reader})
+    rows = read_rows(source, "train", DataConfig(on_bad_rows="skip"), ["tokens"], {".conll": reader})
+    assert list(rows.columns["tokens"]) == [["Lee"]]
+    assert [(bad.row, "line 2" in bad.reason) for bad in rows.skipped] == [(1, True)]
     with pytest.raises(UserError, match="UTF-8"):
         list(reader(write(tmp_path / "c.conll", b"Kim\xff B-person\n")) or ())
 

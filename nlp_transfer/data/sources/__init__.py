@@ -2,10 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from glob import has_magic
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from nlp_transfer.data.sources.globs import expand_glob
 from nlp_transfer.data.sources.in_memory import read_table_object
 from nlp_transfer.data.sources.json_rows import MAX_COLUMNS
 from nlp_transfer.data.sources.rows import (
-    BLOCK,
     TRANSLATION,
     Rows,
     check_columns,
@@ -28,7 +26,8 @@ from nlp_transfer.data.sources.rows import (
     names_of,
     unfold,
 )
-from nlp_transfer.data.sources.table_reader import ENDINGS, Batch, read_table
+from nlp_transfer.data.sources.table_reader import ENDINGS, read_table
+from nlp_transfer.data.sources.task_formats import NO_READERS, Readers, read_records
 from nlp_transfer.data.sources.text_columns import GrowingColumn
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.checksums import sha256_of
@@ -39,8 +38,6 @@ from nlp_transfer.utils.errors import BadRow, Problems, UserError, prefixed, sho
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
 )
-Readers = Mapping[str, Callable[[Path], Iterable[Mapping[str, Any]] | None]]
-NO_READERS: Readers = {}
 MAX_SHARED = 5000  # in columns with at most this many distinct cells, equal cells share one object
 HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
 
@@ -208,25 +205,6 @@ def _from_path(path: str, source: str, role: str, data: DataConfig, wanted: list
     return concatenate(tables)
 
 
-def record_batches(records: Iterable[Mapping[str, Any]], size: int) -> Iterator[Batch]:
-    """Yield the rows of a task's reader in batches; a row may lack columns."""
-    remaining, first = iter(records), 1
-    while rows := list(islice(remaining, size)):
-        names = dict.fromkeys(name for row in rows for name in row)
-        yield Batch({name: [row.get(name) for row in rows] for name in names}, first, len(rows))
-        first += len(rows)
-
-
-def _read_records(records: Iterable[Mapping[str, Any]], columns: Mapping[str, GrowingColumn], source: str) -> None:
-    """Append the rows of a task's reader to `columns`; a row may lack columns."""
-    names: dict[str, None] = {}
-    for batch in record_batches(records, BLOCK):
-        names |= dict.fromkeys(batch.columns)
-        for name, column in columns.items():
-            column.extend(batch.columns.get(name, [None] * len(batch)))
-    check_columns(list(names), list(columns), source)
-
-
 def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str, readers: Readers) -> Rows:
     columns = {name: GrowingColumn() for name in wanted}
     source = f"data.{role}: {path}"
@@ -236,7 +214,7 @@ def _read_file(path: Path, data: DataConfig, wanted: list[str], role: str, reade
     if reader is not None:
         check_regular(path)
     if reader is not None and (records := reader(path)) is not None:
-        _read_records(records, columns, source)
+        skipped = read_records(records, columns, path, data, source)
     else:
         first, skipped = _read_table(path, data, columns, source)
     digest = sha256_of(path)

@@ -128,7 +128,8 @@ def concatenate(sources: Sequence[Rows]) -> Rows:
 
 def name_lines(columns: dict[str, list[Any]], path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     """Rename the column of a text file to the wanted column. Returns the columns of other files unchanged."""
-    return {wanted[0]: columns["text"]} if has_lines(path) and len(wanted) == 1 else columns
+    is_lines = has_lines(path) and list(columns) == ["text"]  # a task's reader may have read a file of the same extension
+    return {wanted[0]: columns["text"]} if is_lines and len(wanted) == 1 else columns
 
 
 def unfold(columns: dict[str, list[Any]], wanted: Sequence[str]) -> dict[str, list[Any]]:

@@ -11,12 +11,12 @@ Summaries").
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import regex
 
 from nlp_transfer.evaluation.metrics.bootstrap import RESAMPLES, bootstrap_bounds
+from nlp_transfer.evaluation.metrics.scorer import Sums, mean
 from nlp_transfer.models.seq2seq.long_texts import SPACELESS
 from nlp_transfer.utils.errors import UserError
 
@@ -69,9 +69,9 @@ def rouge_scores(
     return 100 * np.array([[row[key].fmeasure for key in keys] for row in rows], float).reshape(len(rows), len(keys))
 
 
-def mean_statistics(scores: np.ndarray) -> tuple[np.ndarray, Any]:
+def mean_statistics(scores: np.ndarray) -> Sums:
     """Return the statistics (rows, 2) of scores (rows,), and the function from their sums to the means of resamples."""
-    return np.stack([scores, np.ones(len(scores))], 1), lambda sums: sums[:, 0] / sums[:, 1]
+    return np.stack([scores, np.ones(len(scores))], 1), mean
 
 
 def compute_rouge(

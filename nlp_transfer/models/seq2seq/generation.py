@@ -167,7 +167,7 @@ def translate(
         for text, tokens in zip(texts, lengths(texts), strict=True)
     ]
     flat = [piece for pieces in split for piece, _ in pieces]
-    translations = iter(generate_texts(model, tokenizers, flat, longest, limit, beams, length_penalty, rows))
+    translations = iter(generate_texts(model, tokenizers, flat, longest, limit, beams, length_penalty, rows)[0])
     joined = [join_pieces(pieces, [next(translations) for _ in pieces]) if pieces else "" for pieces in split]
     return joined, np.array([len(pieces) for pieces in split], np.int64)
 
@@ -175,20 +175,28 @@ def translate(
 def generate_texts(
     model: Any, tokenizers: TokenizerPair, texts: list[str], longest: int, limit: Callable[[int], int], beams: int,
     length_penalty: float, rows: int,
-) -> list[str]:  # fmt: skip
+) -> tuple[list[str], np.ndarray]:  # fmt: skip
     """Generate the targets of texts, in batches of similar length.
 
     Args:
         longest: maximum source tokens; longer texts are truncated.
         limit, beams, length_penalty, rows: as for `translate`.
 
+    Returns:
+        The targets, and whether each text was truncated, bool of shape (texts,).
+
     Raises:
         UserError: the model's scores are NaN or infinite.
     """
-    translations = [""] * len(texts)
-    ids = Ragged.from_lists(
-        tokens for start, end in _chunks(texts) for tokens in tokenizers.source_ids(texts[start:end], longest)[0]
-    )
+    targets, truncated = [""] * len(texts), np.zeros(len(texts), bool)
+
+    def tokenize() -> Iterator[list[int]]:
+        for start, end in _chunks(texts):
+            chunk, shortened = tokenizers.source_ids(texts[start:end], longest)
+            truncated[[start + row for row in shortened]] = True
+            yield from chunk
+
+    ids = Ragged.from_lists(tokenize())
     for similar in inference_batches(ids.lengths[:, None], rows) if texts else []:
         size = max(1, MAX_BATCH_TOKENS // (int(ids.lengths[similar].max()) * beams))
         for batch in np.split(similar, range(size, len(similar), size)):
@@ -205,8 +213,8 @@ def generate_texts(
                     f"{error}; allowed: finite numbers; use --precision fp32, or, if it was fp32, a new copy of the model"
                 ) from error
             for row, text in zip(batch.tolist(), decoded, strict=True):
-                translations[row] = text
-    return translations
+                targets[row] = text
+    return targets, truncated
 
 
 def _token_counts(tokenizers: TokenizerPair, texts: Sequence[str]) -> list[int]:

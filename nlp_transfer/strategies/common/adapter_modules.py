@@ -123,9 +123,8 @@ def can_merge(model: Any) -> bool:
 def modules_to_save(model: nn.Module, layers: Layers) -> list[str]:
     """Return the paths of the modules to train completely: the pooler and the head, or a new decoder.
 
-    A pretrained pooler is included, since it was trained for another purpose. For a decoder, the paths of its children are
-    returned instead of its own path: peft matches the ends of paths, and a BERT decoder also contains a submodule named
-    `decoder`.
+    A pretrained pooler is included, since it was trained for another purpose. A new decoder is returned as the paths of its
+    children: peft matches the ends of paths, so the path `decoder` would also match a submodule of that name in a BERT decoder.
     """
     if layers.decoder:
         return []

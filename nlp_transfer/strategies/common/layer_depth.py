@@ -1,4 +1,4 @@
-"""Learning rates that depend on the depth of a layer, for models with or without a peft adapter."""
+"""Learning rates of adapters, and rates that depend on the depth of a layer, for models with or without a peft adapter."""
 
 import re
 from dataclasses import replace
@@ -6,13 +6,29 @@ from typing import Any
 
 from torch import nn
 
-from nlp_transfer.models.layers import Layers, encoder_type, find_layers, has_decoder
+from nlp_transfer.models.layers import Layers, encoder_type, find_layers, has_decoder, width
+from nlp_transfer.models.preparation import has_untrained_decoder
 from nlp_transfer.strategies.common.job import Group
+from nlp_transfer.strategies.common.strategy_traits import default_learning_rate
 from nlp_transfer.utils.errors import UserError
 
 HEAD_SCALE = 10.0  # learning rate of the head relative to that of pretrained layers; the default of full fine-tuning
 DECODER_SCALE = 3.0  # the same for a new decoder: lower, since a decoder is deep
 PEFT_NAMES = re.compile(r"^base_model\.model\.|\.modules_to_save\.default(?=\.)|\.base_layer(?=\.)")
+
+
+def adapter_rate(model: nn.Module, narrow: float = 2e-3, wide: float = 5e-4) -> float:
+    """Return the learning rate of a strategy that trains only an adapter or other small parts of the encoder.
+
+    For a new decoder, which is trained completely, the rate is lower.
+
+    Args:
+        narrow: rate for an encoder width of at most 512. Default: that of LoRA, whose updates start at zero.
+        wide: the same for wider encoders.
+    """
+    if has_untrained_decoder(model):
+        return default_learning_rate(model) * DECODER_SCALE
+    return narrow if width(model) <= 512 else wide
 
 
 def plain_name(name: str) -> str:

@@ -30,7 +30,6 @@ from nlp_transfer.data.splits import UNLABELLED
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification
 from nlp_transfer.models.layers import encoder_config, is_encoder_decoder, width
-from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.settings.annotations import NamesModel
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.base_settings import Count, Name, Positive, Settings

@@ -17,6 +17,7 @@ from nlp_transfer.models.heads import pool
 from nlp_transfer.models.layers import new_parameters, width
 from nlp_transfer.models.preparation import autocast
 from nlp_transfer.models.regression_output import standardized_outputs
+from nlp_transfer.models.verification.allowed import RECORD
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import Task, encode_table
 from nlp_transfer.utils.console import say
@@ -24,7 +25,6 @@ from nlp_transfer.utils.errors import UserError, prefixed, shorten
 
 MAX_DISTANCE = 3.0  # from the mean prediction of a teacher to the mean of train, in standard deviations; a larger one is reported
 SETTING = "strategy.teacher"
-RECORD = "nlp_transfer.json"
 
 
 @dataclass(frozen=True)

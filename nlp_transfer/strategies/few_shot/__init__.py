@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.models.heads import EncoderHeadForSequenceClassification, HeadConfig
-from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.settings.applicability import Not, UsedWith
 from nlp_transfer.settings.base_settings import Name, Positive
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig

@@ -25,7 +25,6 @@ from transformers import PreTrainedModel
 
 from nlp_transfer.data.splits import UNLABELLED, input_keys, read_splits
 from nlp_transfer.models.layers import find_layers
-from nlp_transfer.models.layers import has_decoder as has_decoder
 from nlp_transfer.models.preparation import describe_head
 from nlp_transfer.settings.applicability import UsedWith
 from nlp_transfer.settings.base_settings import Document, Positive, Settings
@@ -34,7 +33,6 @@ from nlp_transfer.strategies import Group, Job, Losses, Phase, State, Strategy, 
 from nlp_transfer.strategies.common.layer_depth import HEAD_SCALE
 from nlp_transfer.strategies.multitask.mixed_batches import MixedObjective, MixedTable
 from nlp_transfer.strategies.multitask.multitask_model import MultitaskModel, plain_name
-from nlp_transfer.tasks import Task as Task
 from nlp_transfer.tasks import encode_table, task_from
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.console import say

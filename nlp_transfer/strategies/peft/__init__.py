@@ -23,13 +23,13 @@ from pydantic import ValidationInfo, field_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlp_transfer.models.layers import encoder_type, has_decoder, output_logits, place_end_tokens, width
-from nlp_transfer.models.preparation import has_untrained_decoder, merge_adapter
+from nlp_transfer.models.layers import encoder_type, has_decoder, output_logits, place_end_tokens
+from nlp_transfer.models.preparation import merge_adapter
 from nlp_transfer.models.verification.adapter_settings import pattern_problem
 from nlp_transfer.settings.base_settings import Document
-from nlp_transfer.strategies import Group, Job, Strategy, StrategyTraits, default_learning_rate
+from nlp_transfer.strategies import Group, Job, Strategy, StrategyTraits
 from nlp_transfer.strategies.common.adapter_modules import add_adapter, can_merge, save_adapter
-from nlp_transfer.strategies.common.layer_depth import DECODER_SCALE
+from nlp_transfer.strategies.common.layer_depth import adapter_rate
 from nlp_transfer.strategies.peft.method_settings import (
     input_embeddings,
     make_config,
@@ -90,9 +90,8 @@ class Peft(Strategy):
 
     def _learning_rate(self, model: nn.Module) -> float:
         """Return a high rate for methods with few parameters, and the rate of LoRA for others. For a new decoder, it is lower."""
-        if has_untrained_decoder(model):
-            return default_learning_rate(model) * DECODER_SCALE
-        return LEARNING_RATES.get(self.type, 2e-3 if width(model) <= 512 else 5e-4)
+        rate = LEARNING_RATES.get(self.type)
+        return adapter_rate(model, rate, rate) if rate else adapter_rate(model)
 
     def param_groups(self, model: nn.Module, groups: list[Group]) -> list[Group]:
         """Apply weight decay only to the head. It would pull adapters to zero, although most of them do not start at zero."""

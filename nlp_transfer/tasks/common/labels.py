@@ -19,6 +19,7 @@ from nlp_transfer.tasks.common.label_schema import (
     label_text,
     learn_labels,
 )
+from nlp_transfer.tasks.common.objectives import smoothing_of
 from nlp_transfer.utils.console import percent
 from nlp_transfer.utils.errors import Problems, did_you_mean
 from nlp_transfer.utils.errors import shorten as shorten_value
@@ -226,11 +227,23 @@ def weight_vector(weights: Mapping[str, float], labels: list[str], kind: LabelTy
     return torch.tensor([by_label[i] for i in range(len(labels))], dtype=torch.float32)
 
 
-def check_no_classes(training: TrainingConfig, task: str, problems: Problems) -> None:
-    """Report training settings that need classes, for a task without classes."""
+def check_no_classes(
+    training: TrainingConfig, task: str, problems: Problems, has_labels: bool = False, not_augmented: str | None = None
+) -> None:
+    """Report training settings that have no meaning for a task without classes.
+
+    Args:
+        task: The task, for messages.
+        has_labels: Whether the task predicts labels, so that its targets can be smoothed.
+        not_augmented: Why texts must not be augmented. None: they may be.
+    """
     for name in ("class_weights", "focal_gamma", "oversample"):
         if (value := getattr(training, name)) is not None:
             problems.add(f"training.{name}: found {shorten_value(value)}; {task} has no classes; allowed: null")
+    if not has_labels and smoothing_of(training):
+        problems.add(f"training.label_smoothing: found {training.label_smoothing}; {task} has no labels; allowed: 0")
+    if not_augmented is not None and training.augment is not None:
+        problems.add(f"training.augment: {not_augmented}; allowed: null")
 
 
 def balance(counts: "Counter[str]", rows: int) -> list[str]:

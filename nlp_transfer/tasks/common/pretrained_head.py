@@ -17,7 +17,7 @@ from nlp_transfer.models.layers import encoder_config, new_parameters
 from nlp_transfer.models.preparation import replaced_parameters
 from nlp_transfer.settings import registry
 from nlp_transfer.tasks.common.label_schema import label_value
-from nlp_transfer.tasks.common.labels import shorten
+from nlp_transfer.tasks.common.labels import configured_labels, shorten
 from nlp_transfer.tasks.common.task import Task
 from nlp_transfer.utils.console import say
 
@@ -51,7 +51,9 @@ def match_head(model: PreTrainedModel, checkpoint: Checkpoint, head: str = "Sequ
         return model
     before_text, after_text = _describe(checkpoint.config), _describe(model.config)
     saved_as = checkpoint.head or head
-    before, after = ([label_value(label) or label for label in _labels(config)] for config in (checkpoint.config, model.config))
+    before, after = (
+        [label_value(label) or str(label) for label in configured_labels(config)] for config in (checkpoint.config, model.config)
+    )
     same = saved_as == head and _is_regression(checkpoint.config) == _is_regression(model.config)
     if same and sorted(before) == sorted(after) and len(set(after)) == len(after) and not layer.keys() & new:
         position = {label: i for i, label in enumerate(before)}
@@ -105,15 +107,11 @@ def _reinitialize(model: nn.Module, names: Any) -> None:
             parameter.normal_(std=deviation) if parameter.ndim > 1 else parameter.zero_()
 
 
-def _labels(config: Any) -> list[str]:
-    return [str(config.id2label.get(i)) for i in range(config.num_labels)]
-
-
 def _is_regression(config: Any) -> bool:
     """Return whether the model is a regression, which transformers assumes for a single output without `problem_type`."""
     return bool(config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1))
 
 
 def _describe(config: Any) -> str:
-    labels = shorten(_labels(config))
+    labels = shorten(list(map(str, configured_labels(config))))
     return f"the regression of {labels}" if _is_regression(config) else f"the labels {labels}"

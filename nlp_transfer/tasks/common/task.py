@@ -23,6 +23,8 @@ from nlp_transfer.tasks.common.objectives import Batch, Items, Objective
 from nlp_transfer.tasks.common.traits import TaskTraits
 from nlp_transfer.utils.errors import Problems, UserError
 
+DEFAULT_LENGTH = 512  # maximum tokens of an input, unless the settings or the checkpoint have another limit
+
 
 @dataclass(frozen=True)
 class Description:
@@ -109,7 +111,7 @@ class Task(NamedSettings, ABC):
                     f"task.max_length: found {self.max_length}; allowed: {least} to {limit}, the limits of "
                     f"{checkpoint.source.name}"
                 )
-        return self.model_copy(update={"max_length": self.max_length or min(512, limit)})
+        return self.model_copy(update={"max_length": self.max_length or min(DEFAULT_LENGTH, limit)})
 
     @abstractmethod
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
@@ -174,6 +176,24 @@ class Task(NamedSettings, ABC):
     @abstractmethod
     def scorer(self) -> Scorer:
         """Scores predictions in the form that `predict` returns."""
+
+
+def token_limit(task: Task) -> int:
+    """Return the maximum length of an input in tokens, also for a task that is not prepared for a checkpoint."""
+    return task.max_length or DEFAULT_LENGTH
+
+
+def check_knows_characters(checkpoint: Checkpoint) -> None:
+    """Check that the tokenizer returns the characters of its tokens, for a task that finds parts of texts.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if not checkpoint.tokenizer.is_fast:
+        raise UserError(
+            f"model: {checkpoint.source.name} has a {type(checkpoint.tokenizer).__name__}, which does not return the characters "
+            "of its tokens; allowed: a checkpoint with a fast tokenizer (tokenizer.json)"
+        )
 
 
 def check_has_rows(train: Rows | None, problems: Problems) -> None:

@@ -36,9 +36,10 @@ from nlp_transfer.tasks.common.generation_setup import (
     check_no_decoder_settings,
     find_architecture,
 )
+from nlp_transfer.tasks.common.input_columns import check_distinct
 from nlp_transfer.tasks.common.labels import check_no_classes
 from nlp_transfer.tasks.common.objectives import TokenCrossEntropy, is_correct, smoothing_of
-from nlp_transfer.tasks.common.task import Task, check_has_rows
+from nlp_transfer.tasks.common.task import Task, check_has_rows, token_limit
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.errors import Problems
 
@@ -101,9 +102,7 @@ class TextGenerationTask(Task):
         return [getattr(self, self.sides[1])]
 
     def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
-        source, target = self.sides
-        if self.inputs == self.targets:
-            problems.add(f"task.{target}: found {self.targets[0]!r}, which is task.{source} as well; allowed: another column")
+        check_distinct([(side, getattr(self, side)) for side in self.sides], problems)
         if training is not None:
             self._check_training(training, problems)
         check_has_rows(train, problems)
@@ -118,9 +117,8 @@ class TextGenerationTask(Task):
         return self
 
     def _check_training(self, training: TrainingConfig, problems: Problems) -> None:
-        check_no_classes(training, f"a {self.document()['name']}", problems)
-        if training.augment is not None:
-            problems.add("training.augment: a changed source no longer matches its target; allowed: null")
+        reason = "a changed source no longer matches its target"
+        check_no_classes(training, f"a {self.document()['name']}", problems, has_labels=True, not_augmented=reason)
         generated = set(self.traits.metrics) - {"token_accuracy"}
         if training.best_metric in generated and not getattr(self, self.drafted_rows):
             problems.add(
@@ -154,7 +152,7 @@ class TextGenerationTask(Task):
             target = load_target_tokenizer(checkpoint)
             task._tokenizers = TokenizerPair.of_encoder_decoder(checkpoint.tokenizer, target, self.prefix)
         else:
-            limit = max_target_length(task.decoder, self.max_length, task.max_length or 512)
+            limit = max_target_length(task.decoder, self.max_length, token_limit(task))
             task = task.model_copy(update={"max_length": limit})
             texts = [str(cell).strip() for cell in train.columns[self.targets[0]]]
             setting = "target_tokenizer" if self.target_tokenizer else "decoder"
@@ -202,7 +200,7 @@ class TextGenerationTask(Task):
         return task
 
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
-        pair, limit = self.tokenizers, self.max_length or 512
+        pair, limit = self.tokenizers, token_limit(self)
         padding = {"input_ids": tokenizer.pad_token_id, "labels": IGNORED, "decoder_input_ids": pair.pad}
         sources = [str(cell).strip() for cell in columns[self.inputs[0]]]
         ids, truncated = pair.source_ids(sources, limit)
@@ -235,7 +233,7 @@ class TextGenerationTask(Task):
     @property
     def longest_piece(self) -> int:
         """Maximum number of source tokens that the model reads at once."""
-        return self.max_length or 512
+        return token_limit(self)
 
     @abstractmethod
     def target_limit(self, source_tokens: int) -> int:

@@ -8,10 +8,8 @@ import numpy as np
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources import ModelSource
-from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
-from nlp_transfer.data.sources.in_memory import plain_cell
-from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
-from nlp_transfer.data.tokens import Features, model_inputs, tokenize
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.data.tokens import Features, model_inputs, token_padding, tokenize
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.compatibility import is_causal
 from nlp_transfer.models.heads import EncoderHeadConfig, HeadConfig, attach_head
@@ -20,7 +18,9 @@ from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Items, Task
+from nlp_transfer.tasks.common.input_columns import check_distinct, check_texts
 from nlp_transfer.tasks.common.pretrained_head import match_head, note_unused_head
+from nlp_transfer.tasks.common.task import token_limit
 from nlp_transfer.utils.errors import Problems, UserError
 
 TEXT_CARD = Path(__file__).with_name("text_card.md")
@@ -40,12 +40,8 @@ class TextTask(Task):
     model family. null: the head that the strategy prefers, usually `family`."""
 
     def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
-        inputs = [("task.text", self.text), ("task.text_pair", self.text_pair)]
-        first: dict[str | None, str] = {None: ""}
-        for setting, column in [*inputs, *(("task.label", column) for column in self.targets)]:
-            if column is not None and column in first:
-                problems.add(f"{setting}: found {column!r}, which {first[column]} names too; allowed: another column")
-            first.setdefault(column, setting)
+        targets = [("label", column) for column in self.targets]
+        check_distinct([("text", self.text), ("text_pair", self.text_pair), *targets], problems)
         return self
 
     @property
@@ -57,17 +53,7 @@ class TextTask(Task):
         return [self.label]
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
-        for name in self.inputs:
-            for row, cell in enumerate(rows.columns[name]):
-                if not isinstance(cell, str):
-                    is_missing = plain_cell(cell) is None
-                    value = "nothing" if is_missing else f"{cell!r} ({type(cell).__name__})"
-                    kind = EMPTY_TEXT if is_missing else NO_TEXT
-                    problems.add_row(row, rows.bad(row, name, f"found {value}; allowed: text", kind))
-                elif not cell.strip():
-                    problems.add_row(row, rows.bad(row, name, "the cell is empty; allowed: text", EMPTY_TEXT))
-                elif fault := undecoded(cell, "utf-8"):
-                    problems.add_row(row, rows.bad(row, name, f"{fault}; allowed: text", UNDECODED))
+        check_texts(rows, self.inputs, problems)
         if targets:
             self.check_targets(rows, problems)
 
@@ -98,10 +84,8 @@ class TextTask(Task):
         return super().prepare(checkpoint, train, parts)
 
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
-        padding = {"input_ids": tokenizer.pad_token_id}
-        if "token_type_ids" in tokenizer.model_input_names:
-            padding["token_type_ids"] = tokenizer.pad_token_type_id
-        ids, truncated = tokenize(tokenizer, [columns[name] for name in self.inputs], padding, self.max_length or 512)
+        padding = token_padding(tokenizer)
+        ids, truncated = tokenize(tokenizer, [columns[name] for name in self.inputs], padding, token_limit(self))
         dense = {"labels": self.encode_targets(self.target_cells(columns))} if targets else {}
         return Features(ids, padding, dense, truncated=truncated)
 

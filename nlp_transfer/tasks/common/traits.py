@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from nlp_transfer.data.sources import Readers
+from nlp_transfer.data.sources.task_formats import Readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class TaskTraits:
         configured: Function that gets the configuration of a model that another program saved with the head in `architecture`. It
             returns the settings of the task, or None if the model has another task.
         readers: For the extension of each file format that only this task supports, the function that reads it. The function gets
-            the path of a file; it yields the rows as dictionaries, or returns None if the file is an ordinary table.
+            the path of a file; it yields the rows as dictionaries, and a `Fault` instead of a row that cannot be used. It returns
+            None if the file is an ordinary table.
     """
 
     prediction: str

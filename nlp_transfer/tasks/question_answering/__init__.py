@@ -9,20 +9,17 @@ from pydantic import Field
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_transfer.data.sources import ModelSource
-from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
-from nlp_transfer.data.sources.in_memory import plain_cell
-from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT, Rows
-from nlp_transfer.data.tokens import Features, TokenTable, model_inputs
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.data.tokens import WINDOWS, Features, TokenTable, as_objects, model_inputs, token_padding
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.base_settings import Count
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, Task, TaskTraits
-from nlp_transfer.tasks import Objective as Objective
+from nlp_transfer.tasks.common.input_columns import check_distinct, check_texts
 from nlp_transfer.tasks.common.labels import check_no_classes
-from nlp_transfer.tasks.common.objectives import smoothing_of
-from nlp_transfer.tasks.common.task import check_has_rows
+from nlp_transfer.tasks.common.task import check_has_rows, check_knows_characters, token_limit
 from nlp_transfer.tasks.question_answering.answer_spans import OUTSIDE, SpanCrossEntropy, best_spans
 from nlp_transfer.tasks.question_answering.question_windows import (
     label_windows,
@@ -81,19 +78,10 @@ class QuestionAnswering(Task):
         return [self.answers] if self.answer_start is None else [self.answers, self.answer_start]
 
     def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
-        names = ["question", "context", "answers", *(["answer_start"] if self.answer_start is not None else [])]
-        columns = [*self.inputs, *self.targets]
-        for i, name in enumerate(names):
-            if columns[i] in columns[:i]:
-                first = names[columns.index(columns[i])]
-                problems.add(f"task.{name}: found {columns[i]!r}, which is task.{first} as well; allowed: another column")
+        check_distinct([(name, getattr(self, name)) for name in ("question", "context", "answers", "answer_start")], problems)
         if training is not None:
-            check_no_classes(training, "question answering", problems)
-            if smoothing_of(training):
-                smoothing = training.label_smoothing
-                problems.add(f"training.label_smoothing: found {smoothing}; question answering has no labels; allowed: 0")
-            if training.augment is not None:
-                problems.add("training.augment: a changed context no longer has the answer at its position; allowed: null")
+            reason = "a changed context no longer has the answer at its position"
+            check_no_classes(training, "question answering", problems, not_augmented=reason)
         check_has_rows(train, problems)
         if train is None or self.no_answer_threshold is not None:
             return self
@@ -113,19 +101,7 @@ class QuestionAnswering(Task):
                 yield None
 
     def check(self, rows: Rows, problems: Problems, targets: bool = True) -> None:
-        for name in self.inputs:
-            for row, cell in enumerate(rows.columns[name]):
-                if not isinstance(cell, str):
-                    missing = plain_cell(cell) is None
-                    value = "nothing" if missing else f"{cell!r} ({type(cell).__name__})"
-                    reason, kind = f"found {value}; allowed: text", EMPTY_TEXT if missing else NO_TEXT
-                elif not cell.strip():
-                    reason, kind = "the cell is empty; allowed: text", EMPTY_TEXT
-                elif fault := undecoded(cell, "utf-8"):
-                    reason, kind = f"{fault}; allowed: text", UNDECODED
-                else:
-                    continue
-                problems.add_row(row, rows.bad(row, name, reason, kind))
+        check_texts(rows, self.inputs, problems)
         if not targets:
             return
         allowed = ALLOWED if self.answer_start is None else "a text with its position in characters, or nothing in both columns"
@@ -151,12 +127,8 @@ class QuestionAnswering(Task):
 
     def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
         task = super().prepare(checkpoint, train, parts)
-        tokenizer, limit = checkpoint.tokenizer, task.max_length or 512
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"model: the tokenizer of {checkpoint.source.name} ({type(tokenizer).__name__}) does not know the characters of "
-                "its tokens, which the positions of answers are computed from; allowed: a checkpoint with a fast tokenizer"
-            )
+        tokenizer, limit = checkpoint.tokenizer, token_limit(task)
+        check_knows_characters(checkpoint)
         most = question_limit(tokenizer, limit) - 1
         if not 0 <= (stride := min(limit // 3, most) if self.stride is None else self.stride) <= most:
             raise UserError(
@@ -180,12 +152,9 @@ class QuestionAnswering(Task):
             )
 
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
-        names = ["input_ids", *(["token_type_ids"] if "token_type_ids" in tokenizer.model_input_names else [])]
-        padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        padding |= {"labels": 0, "target_start": OUTSIDE, "target_end": OUTSIDE}
-        names += ["target_start", "target_end", "windows", *(["labels"] if targets else [])]
-        ragged: dict[str, list[list[int]]] = {name: [] for name in names}
-        contexts, limit = columns[self.context], self.max_length or 512
+        padding = token_padding(tokenizer) | {"target_start": OUTSIDE, "target_end": OUTSIDE} | ({"labels": 0} if targets else {})
+        ragged: dict[str, list[list[int]]] = {name: [] for name in (*padding, WINDOWS)}
+        contexts, limit = columns[self.context], token_limit(self)
         answers = list(self._all_answers(columns)) if targets else []
         truncated = 0
         with converted(f"model: the tokenizer {tokenizer.name_or_path} cannot encode the rows"):
@@ -193,19 +162,19 @@ class QuestionAnswering(Task):
             all_windows = split_contexts(tokenizer, questions, contexts, limit, self.stride or 0)
         for row, windows in enumerate(all_windows):
             joined = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
-            joined["windows"] = np.array([len(window["input_ids"]) for window in windows])
+            joined[WINDOWS] = np.array([len(window["input_ids"]) for window in windows])
             if targets:
                 labels, is_inside = label_windows(windows, answers[row] or [])
                 joined["labels"] = labels
                 truncated += long[row] or not is_inside
             else:
                 truncated += long[row]
-            for name in names:
+            for name in ragged:
                 ragged[name].append(joined[name].tolist())
-        texts = {"questions": _objects(columns[self.question]), "contexts": _objects(contexts)}
+        texts = {"questions": as_objects(columns[self.question]), "contexts": as_objects(contexts)}
         if targets:
-            texts["answers"] = _objects([[answer.text for answer in row or []] for row in answers])
-        return Features(ragged, {name: padding[name] for name in names if name in padding}, texts=texts, truncated=truncated)
+            texts["answers"] = as_objects([[answer.text for answer in row or []] for row in answers])
+        return Features(ragged, padding, texts=texts, truncated=truncated)
 
     def build_model(self, checkpoint: Checkpoint, training: TrainingConfig) -> PreTrainedModel:
         dropout = dropout_overrides(checkpoint.config, training.dropout, training.attention_dropout)
@@ -238,7 +207,7 @@ class QuestionAnswering(Task):
         is_empty = (spans.margin > threshold) | (spans.end == 0)
         start, end = np.where(is_empty, -1, spans.start), np.where(is_empty, -1, spans.end)
         assert texts is not None, "a table of this task has the contexts as texts"
-        prediction = _objects([context[i:j] for context, i, j in zip(texts["contexts"], start, end, strict=True)])
+        prediction = as_objects([context[i:j] for context, i, j in zip(texts["contexts"], start, end, strict=True)])
         probability = np.where(is_empty, spans.no_answer, spans.probability)
         return {"prediction": prediction, "probability": probability, "start": start, "end": end}, items
 
@@ -251,10 +220,3 @@ class QuestionAnswering(Task):
     ) -> dict[str, list[Any]]:
         names = ("prediction", "probability", "start", "end")
         return self.scorer.reference_column(references) | {name: predictions[name].tolist() for name in names}
-
-
-def _objects(values: Sequence[Any]) -> np.ndarray:
-    """Return values as an array of objects of shape (values,), also if they are lists of equal length."""
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array

@@ -9,10 +9,8 @@ from torch.nn import functional as F
 
 from nlp_transfer.tasks import Batch, Objective
 
-OUTSIDE, NO_ANSWER = (
-    -1,
-    -2,
-)  # marks in columns of positions: a token outside of the context, and the token that stands for no answer
+# Marks in columns of positions: a token outside of the context, and the token that stands for no answer.
+OUTSIDE, NO_ANSWER = -1, -2
 BEST = 20  # spans per row that probabilities are computed over, as transformers' `n_best_size`
 START, END = 1, 2  # bits of labels
 LOWEST = np.float32(-np.inf)

@@ -60,9 +60,9 @@ def split_contexts(
 
 
 def label_windows(windows: list[Window], answers: list[Answer]) -> tuple[np.ndarray, bool]:
-    """Return the labels of all tokens, int64 of shape (tokens,), and whether a window has the first answer, if there is one.
+    """Return the labels of all tokens, int64 of shape (tokens,), and whether a window contains the first answer.
 
-    Without such a window, all labels are 0.
+    The second value is true if there are no answers. If it is false, all labels are 0.
     """
     labels, is_inside = [], not answers
     for window in windows:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nlp_transfer.data.sources.in_memory import plain_cell
+from nlp_transfer.data.sources.task_formats import Record
 from nlp_transfer.models.verification.untrusted_json import parse_limited
-from nlp_transfer.utils.errors import UserError, prefixed, shorten
+from nlp_transfer.utils.errors import Fault, prefixed, shorten
 
 MAX_BYTES = 2**31
+DAMAGED = "that are not as in SQuAD"  # kind of bad rows
 ALLOWED = (
     '{"text": [...], "answer_start": [...]}, with a start in characters for each text; two empty lists if there is no answer'
 )
@@ -23,14 +25,15 @@ class Answer(NamedTuple):
     start: int
 
 
-def read_squad(path: Path) -> Iterator[dict[str, Any]] | None:
+def read_squad(path: Path) -> Iterator[Record] | None:
     """Read a JSON file in the format of SQuAD 1.1 or 2.0 (Rajpurkar et al. 2016, 1606.05250; 2018, 1806.03822).
 
     Returns:
-        Columns `id`, `title`, `question`, `context` and `answers` of each question; None if the file has another format.
+        Columns `id`, `title`, `question`, `context` and `answers` of each question, and the fault of each part that is not as in
+        SQuAD; None if the file has another format.
 
     Raises:
-        UserError: A part of the file is not as in SQuAD.
+        UserError: The file is not JSON.
     """
     with path.open("rb") as file:
         if not any(b'"paragraphs"' in line for line in file):
@@ -40,16 +43,21 @@ def read_squad(path: Path) -> Iterator[dict[str, Any]] | None:
     articles = document.get("data") if isinstance(document, dict) else None
     if not isinstance(articles, list) or not any(isinstance(article, dict) and "paragraphs" in article for article in articles):
         return None
-    return _questions(articles, f"{path}: data")
+    return _questions(articles)
 
 
-def _questions(articles: list[Any], place: str) -> Iterator[dict[str, Any]]:
+def _questions(articles: list[Any]) -> Iterator[Record]:
     for number, article in enumerate(articles):
-        for index, paragraph in enumerate(_items(article, "paragraphs", f"{place}[{number}]")):
-            inside = f"{place}[{number}].paragraphs[{index}]"
+        for index, paragraph in enumerate(_items(article, "paragraphs", f"data[{number}]")):
+            inside = f"data[{number}].paragraphs[{index}]"
             for question in _items(paragraph, "qas", inside):
+                if isinstance(question, Fault):
+                    yield question
+                    continue
                 if not isinstance(question, dict):
-                    raise UserError(f"{inside}.qas: found {shorten(question)}; allowed: an object with `question` and `answers`")
+                    reason = f"{inside}.qas: found {shorten(question)}; allowed: an object with `question` and `answers`"
+                    yield Fault(DAMAGED, reason)
+                    continue
                 unanswerable = question.get("is_impossible") is True
                 yield {
                     "id": question.get("id"),
@@ -61,10 +69,12 @@ def _questions(articles: list[Any], place: str) -> Iterator[dict[str, Any]]:
 
 
 def _items(value: Any, name: str, place: str) -> list[Any]:
-    """Return the list `name` of an object."""
+    """Return the list `name` of an object; if there is none, a list with this fault, or with the fault that `value` is."""
+    if isinstance(value, Fault):
+        return [value]
     items = value.get(name) if isinstance(value, dict) else None
     if not isinstance(items, list):
-        raise UserError(f"{place}: found {shorten(value)}; allowed: an object with a list `{name}`")
+        return [Fault(DAMAGED, f"{place}: found {shorten(value)}; allowed: an object with a list `{name}`")]
     return items
 
 
@@ -88,13 +98,13 @@ def parse_answers(cell: Any, start: Any = None, has_start: bool = False) -> list
             value = json.loads(cell)
         except (ValueError, RecursionError):
             raise ValueError(f"found {shorten(cell)}") from None
-    found = f"found {'nothing' if plain_cell(cell) is None else shorten(cell)}"
+    fault = f"found {'nothing' if plain_cell(cell) is None else shorten(cell)}"
     if isinstance(value, Mapping) and {"text", "answer_start"} <= value.keys():
-        return _pairs(_as_list(value["text"]), _as_list(value["answer_start"]), found)
+        return _pairs(_as_list(value["text"]), _as_list(value["answer_start"]), fault)
     items = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(items, list) and all(isinstance(item, Mapping) and {"text", "answer_start"} <= item.keys() for item in items):
-        return _pairs([item["text"] for item in items], [item["answer_start"] for item in items], found)
-    raise ValueError(found)
+        return _pairs([item["text"] for item in items], [item["answer_start"] for item in items], fault)
+    raise ValueError(fault)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -105,10 +115,10 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None or value == "" else [value]
 
 
-def _pairs(texts: list[Any], starts: list[Any], found: str) -> list[Answer]:
+def _pairs(texts: list[Any], starts: list[Any], fault: str) -> list[Answer]:
     positions = [_position(start) for start in starts]
     if len(texts) != len(starts) or None in positions or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(found)
+        raise ValueError(fault)
     return [Answer(text, start) for text, start in zip(texts, positions, strict=True) if start is not None]
 
 

@@ -14,17 +14,25 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 from nlp_transfer.data.oversampling import rarest_labels
 from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.tokens import WINDOWS, Features, TokenTable, model_inputs
+from nlp_transfer.data.tokens import WINDOWS, Features, TokenTable, as_objects, model_inputs, token_padding
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.preparation import dropout_overrides
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED
 from nlp_transfer.settings.applicability import Not, UsedBy, UsedWith
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import Arrays, Batch, Description, Items, Task, TaskTraits
-from nlp_transfer.tasks.common.labels import LabelList, balance, check_no_classes, check_occurrence, sort_labels
+from nlp_transfer.tasks.common.input_columns import check_distinct
+from nlp_transfer.tasks.common.labels import (
+    LabelList,
+    balance,
+    check_no_classes,
+    check_occurrence,
+    configured_labels,
+    sort_labels,
+)
 from nlp_transfer.tasks.common.objectives import TokenCrossEntropy, smoothing_of
 from nlp_transfer.tasks.common.pretrained_head import match_head
-from nlp_transfer.tasks.common.task import check_has_rows
+from nlp_transfer.tasks.common.task import check_has_rows, check_knows_characters, token_limit
 from nlp_transfer.tasks.token_classification.entities import (
     INSTEAD,
     OUTSIDE,
@@ -47,7 +55,7 @@ from nlp_transfer.tasks.token_classification.entities import (
     write_tags,
 )
 from nlp_transfer.tasks.token_classification.entity_scorer import ENTITY_KEYS, EntityScorer
-from nlp_transfer.tasks.token_classification.word_tokens import align_words, as_objects
+from nlp_transfer.tasks.token_classification.word_tokens import align_words
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 HEAD = "TokenClassification"
@@ -102,16 +110,14 @@ class TokenClassification(Task):
         return self._outputs or (OUTSIDE, *(f"{prefix}-{label}" for label in self.labels or [] for prefix in prefixes))
 
     def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
-        setting = "tags" if self.text is None else "spans"
-        if self.inputs == self.targets:
-            problems.add(f"task.{setting}: found {self.targets[0]!r}, the column of the input; allowed: another column")
+        names = ("tokens", "tags") if self.text is None else ("text", "spans")
+        check_distinct([(name, getattr(self, name)) for name in names], problems)
         for name in self.tag_names or []:
             if split_tag(name) is None:
                 problems.add(f"task.tag_names: found {name!r}; allowed: {TAG_FORM}")
         if training is not None:
-            check_no_classes(training, "a row of token_classification", problems)
-            if training.augment is not None:
-                problems.add("training.augment: a changed text no longer matches its tags; allowed: null")
+            reason = "a changed text no longer matches its tags"
+            check_no_classes(training, "a row of token_classification", problems, has_labels=True, not_augmented=reason)
         check_has_rows(train, problems)
         if train is None or not len(train):
             return self
@@ -187,29 +193,22 @@ class TokenClassification(Task):
 
     def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
         task = super().prepare(checkpoint, train, parts)
-        name, limit = checkpoint.source.name, task.max_length or 512
-        if not checkpoint.tokenizer.is_fast:
-            raise UserError(
-                f"model: {name} has a {type(checkpoint.tokenizer).__name__}, which does not return the characters of its tokens; "
-                "token_classification allows: a checkpoint with a fast tokenizer (tokenizer.json)"
-            )
+        check_knows_characters(checkpoint)
+        limit = token_limit(task)
         most = limit - checkpoint.tokenizer.num_special_tokens_to_add() - 1
         if self.stride is not None and self.stride > most:
             raise UserError(f"task.stride: found {self.stride}; allowed: 0 to {most}, with task.max_length {limit}")
         if train is None and parts is None and checkpoint.head == HEAD:
-            config: Any = checkpoint.config
-            task._outputs = tuple(str(config.id2label.get(i)) for i in range(config.num_labels))
+            task._outputs = tuple(map(str, configured_labels(checkpoint.config)))
         return task
 
     def encode(self, columns: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, targets: bool = True) -> Features:
-        padding = {"input_ids": tokenizer.pad_token_id, "target_word": -1, WINDOWS: 0}
-        if "token_type_ids" in tokenizer.model_input_names:
-            padding["token_type_ids"] = tokenizer.pad_token_type_id
+        padding = token_padding(tokenizer) | {"target_word": -1, WINDOWS: 0}
         if targets:
             padding["labels"] = IGNORED
         cells = columns[self.inputs[0]]
         texts, words = zip(*(text_and_words(cell, self.text is not None) for cell in cells), strict=True) if cells else ((), ())
-        limit = self.max_length or 512
+        limit = token_limit(self)
         most = max(0, limit - tokenizer.num_special_tokens_to_add() - 1)
         stride = min(limit // 4 if self.stride is None else self.stride, most)
         aligned = align_words(tokenizer, texts, words, limit, stride, padding, merge=self.text is not None)

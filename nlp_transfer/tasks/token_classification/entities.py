@@ -13,8 +13,9 @@ from typing import Any
 from nlp_transfer.data.augmentation import UNSPACED
 from nlp_transfer.data.sources.file_reading import UNDECODED, undecoded
 from nlp_transfer.data.sources.rows import EMPTY_TEXT, NO_TEXT
+from nlp_transfer.data.sources.task_formats import Record
 from nlp_transfer.tasks.common.labels import configured_labels
-from nlp_transfer.utils.errors import UserError, shorten
+from nlp_transfer.utils.errors import Fault, UserError, shorten
 
 Span = tuple[str, int, int]  # label, start, end (exclusive)
 SCHEMES = {"IOB2": ("B", "I"), "BIOES": ("B", "I", "E", "S")}
@@ -199,37 +200,37 @@ def text_and_words(cell: Any, is_text: bool) -> tuple[str, list[tuple[int, int]]
     return " ".join(words), [(end - len(word), end) for word, end in zip(words, ends, strict=True)]
 
 
-def read_conll(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the sentences of a CoNLL file, with their `tokens` and `tags`.
+def read_conll(path: Path) -> Iterator[Record]:
+    """Yield the sentences of a CoNLL file, with their `tokens` and `tags`; the fault of a sentence with a line of one column.
 
     A line holds a word and its columns, separated by tabs or spaces; the last column is the tag. Blank lines separate sentences.
 
     Raises:
-        UserError: If a line has one column, or the file is not UTF-8.
+        UserError: If the file is not UTF-8.
     """
     words: list[str] = []
     tags: list[str] = []
+    fault: Fault | None = None
     with path.open(encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, start=1):
                 cells = [cell.strip(" ") for cell in line.rstrip("\r\n").split("\t")] if "\t" in line.strip() else line.split()
                 if cells and cells[0] == COMMENT:
                     cells = []
-                if len(cells) == 1 and cells[0]:
-                    raise UserError(
-                        f"{path}, line {number}: found {shorten(line.strip())}, one column; allowed: a word and its tag, "
-                        "separated by a tab or spaces, or an empty line between sentences"
-                    )
                 if any(cells):
                     words.append(cells[0])
                     tags.append(cells[-1])
+                    if len(cells) == 1 and fault is None:
+                        reason = f"line {number}: found {shorten(line.strip())}, one column; allowed: a word and its tag, "
+                        reason += "separated by a tab or spaces, or an empty line between sentences"
+                        fault = Fault("with a line of one column", reason)
                 elif words:
-                    yield {"tokens": words, "tags": tags}
-                    words, tags = [], []
+                    yield fault or {"tokens": words, "tags": tags}
+                    words, tags, fault = [], [], None
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: is not UTF-8 ({error}); allowed: a CoNLL file in UTF-8") from error
     if words:
-        yield {"tokens": words, "tags": tags}
+        yield fault or {"tokens": words, "tags": tags}
 
 
 def type_names(tags: Sequence[str]) -> list[str]:

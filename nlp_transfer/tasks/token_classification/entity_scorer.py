@@ -35,8 +35,9 @@ class EntityScorer(Scorer):
         _, predicted, true = np.split(counts[0], 3)
         by_type = [f"f1/{label}" for label, count in zip(self.types, predicted + true, strict=True) if count]
         metrics = {name: float(_ratio(counts, name, self.types)[0]) for name in (*RATIOS, *by_type)}
-        tags = float(predictions["right"].sum() / max(1, predictions["of"].sum())) if "of" in predictions else None
-        return metrics | ({} if tags is None else {"accuracy": tags})
+        if "of" in predictions:
+            metrics["accuracy"] = float(predictions["right"].sum() / max(1, predictions["of"].sum()))
+        return metrics
 
     def sums(self, metric: str, predictions: Arrays, references: Arrays) -> Sums | None:
         if metric == "accuracy":

@@ -1,8 +1,7 @@
 """Tokenize words in windows, and find the token that stands for each word."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -129,8 +128,3 @@ def _stand_ins(unit: np.ndarray, window: np.ndarray, row_of_window: np.ndarray, 
     )
     order = candidates[np.lexsort((candidates, -distance[candidates], unit[candidates]))]
     return order[np.diff(unit[order], prepend=-1) != 0]
-
-
-def as_objects(values: Iterable[Any]) -> np.ndarray:
-    """Return values of any type as an array of objects of shape (values,)."""
-    return np.fromiter(values, object)
