@@ -15,6 +15,7 @@ from nlp_transfer.commands.options import (
     BATCH_SIZE,
     BEAMS,
     CODE,
+    OVERRIDES,
     OVERWRITE,
     PRECISION,
     CompareHelp,
@@ -23,12 +24,12 @@ from nlp_transfer.commands.options import (
     file_options,
     training_options,
 )
+from nlp_transfer.commands.run_settings import merged, model_settings, run_document
 from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import UserError
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
-OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 @click.group(context_settings=CONTEXT)
@@ -59,25 +60,7 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
     """
     if not arguments:
         raise click.exceptions.NoArgsIsHelpError(ctx)
-    from nlp_transfer.commands.file_argument import split_arguments
-
-    file, flags = split_arguments(arguments)
-    _train(_document(file, flags), options)
-
-
-def _document(file: str | None, flags: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a run: those of a YAML file, or those inferred from a table. Flags override them."""
-    from nlp_transfer.commands.completion import complete, prompt
-    from nlp_transfer.commands.file_argument import is_document
-    from nlp_transfer.run.document import read_document
-    from nlp_transfer.utils.console import say
-
-    if file is not None and is_document(file):
-        return _merged(read_document(file), flags)
-    document = _merged({} if file is None else {"data": {"train": file}}, flags)
-    document, notes = complete(document, prompt())
-    say(*notes)
-    return document
+    _train(run_document(arguments), options)
 
 
 def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -85,15 +68,6 @@ def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
         from nlp_transfer.fine_tune import fine_tune
 
     return fine_tune(document, **options)
-
-
-def _merged(document: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    from nlp_transfer.run.document import merge, parse_overrides
-    from nlp_transfer.utils.console import say
-
-    merged, notes = merge(document, parse_overrides(arguments))
-    say(*notes)
-    return merged
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
@@ -115,7 +89,7 @@ def evaluate(
     from nlp_transfer.inference.model_evaluation import check_metrics_file, evaluate_model, print_metrics
 
     check_metrics_file(output, overwrite)
-    metrics, signatures = evaluate_model(model, _model_settings(ctx, ctx.args), batch_size, precision, base)
+    metrics, signatures = evaluate_model(model, model_settings(ctx, ctx.args), batch_size, precision, base)
     print_metrics(metrics, output, signatures, overwrite)
 
 
@@ -154,7 +128,7 @@ def _predict(ctx: click.Context, model: str, words: Sequence[str], options: dict
     from nlp_transfer.inference.files import predict_file, predict_texts
 
     texts, overrides = split_words(words)
-    settings = _model_settings(ctx, overrides)
+    settings = model_settings(ctx, overrides)
     command = str(ctx.command.name)
     check_inputs(f"nlp-transfer {command} {model}", texts, options)
     file_arguments = {field.name: options.pop(field.name) for field in fields(FileOptions)}
@@ -226,9 +200,7 @@ def compare(
     file or a table, as for train, and must come before the flags. Without FILE, give all settings as flags. If the command is
     interrupted, run it again to resume; finished runs are reused.
     """
-    from nlp_transfer.commands.file_argument import split_arguments
-
-    document = _document(*split_arguments([file, *ctx.args]))
+    document = run_document([file, *ctx.args])
     from nlp_transfer.experiments.compare import compare as run_comparison
 
     arguments: Any = (document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)
@@ -236,21 +208,10 @@ def compare(
         sys.exit(1)
 
 
-def _model_settings(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
-    """Parse the settings of a command that uses a saved model.
-
-    Raises:
-        UserError: a setting is unknown or has no effect on this command.
-    """
-    from nlp_transfer.run.document import merge, parse_overrides
-    from nlp_transfer.settings.applicability import check_arguments
-    from nlp_transfer.settings.validation import all_settings, suggest
-
-    document, _ = merge({}, parse_overrides(arguments))
-    if unknown := sorted(set(document) - {"data", "task"}):
-        raise UserError(f"--{unknown[0]}: not a setting of this command{suggest(unknown[0])}; allowed: --data.NAME, --task.NAME")
-    check_arguments(str(ctx.command.name), document, [name for name, _, _ in all_settings()])
-    return document
+# Commands in files of their own; each file defines `command` and imports nothing heavy.
+COMMANDS: tuple[click.Command, ...] = ()
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def recipe(
@@ -274,12 +235,12 @@ def recipe(
     def run(ctx: click.Context, **options: Any) -> Any:
         document = config.model_dump(exclude_unset=True)
         if not strategies:
-            return _train(_merged(document, ctx.args), options)
+            return _train(merged(document, ctx.args), options)
         if flags := [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
             raise UserError(f"--{flags[0].replace('_', '-')}: has no effect on a recipe that compares strategies; leave it out")
         from nlp_transfer.experiments.compare import compare
 
-        return compare(_merged(document, ctx.args), strategies, seeds)
+        return compare(merged(document, ctx.args), strategies, seeds)
 
     command_line = sys.argv[1:] if arguments is None else list(arguments)
     return run_command(lambda: run.main(command_line, standalone_mode=False))

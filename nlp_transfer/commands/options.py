@@ -9,6 +9,9 @@ import click
 from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import UserError
 
+# Context settings of commands that accept settings as flags.
+OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+
 
 def _load_code(ctx: click.Context, parameter: click.Parameter, files: tuple[str, ...]) -> None:
     if files:

@@ -25,7 +25,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.distributed import compute_on_main
 from nlp_transfer.utils.errors import UserError
 
-MAX_PROBABILITIES = 50  # with more labels, only the probability of the predicted one is written
+MAX_PROBABILITIES = 200  # with more labels, only the probability of the predicted one is written
 TRIAL_ROWS = 32  # rows for the trial of user metrics
 
 

@@ -63,10 +63,11 @@ def check_pickle(path: Path) -> None:
                 return
         _check_archive(path, size)
         reader = torch._C.PyTorchFileReader(str(path))  # also used by torch.load, so both read the same entries
-        if (length := reader.get_record_size("data.pkl")) > MAX_BYTES:
+        # Entries are not compressed, so none of them is larger than the file.
+        if (length := len(pickled := reader.get_record("data.pkl"))) > MAX_BYTES:
             raise ValueError(f"its pickle has {length:,} bytes")
-        for key, stored in _read_storages(reader.get_record("data.pkl"), size).items():
-            if reader.get_record_size(f"data/{key}") != stored:
+        for key, stored in _read_storages(pickled, size).items():
+            if len(reader.get_record(f"data/{key}")) != stored:
                 raise ValueError(f"storage {key} does not have {stored:,} bytes")
 
 
