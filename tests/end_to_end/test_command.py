@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from nlp_transfer import load_predictor
 from tests import builders
-from tests.builders import command, document, read_table, sentiment_rows, succeed, write
+from tests.builders import command, document, printed, read_table, sentiment_rows, succeed, write
 
 pytestmark = pytest.mark.process
 
@@ -82,7 +82,7 @@ def test_the_card_can_be_read_by_the_hub(run: Path) -> None:
 
 def test_the_same_command_again_is_refused_and_touches_nothing(run: Path) -> None:
     before = fingerprint(run)
-    status, said = command("train", run.parent / "run.yaml")
+    status, _, said = command("train", run.parent / "run.yaml")
     assert (status, "finished run" in said) == (2, True)
     assert fingerprint(run) == before
 
@@ -101,19 +101,18 @@ def test_the_resolved_config_refuses_changed_data(run: Path, tmp_path: Path) -> 
     path = document["data"]["test"]
     document["provenance"]["files"][path] = "0" * 64
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
-    status, said = command("train", tmp_path / "config.yaml", "--output_dir", tmp_path / "run")
+    status, _, said = command("train", tmp_path / "config.yaml", "--output_dir", tmp_path / "run")
     assert (status, "is not the file that this document was resolved with" in said) == (2, True)
     assert not (tmp_path / "run").exists()
 
 
 def test_evaluate_gives_the_figures_of_the_run(run: Path, sentiment: dict[str, Path]) -> None:
-    output = succeed("evaluate", run, "--data.test", sentiment["test"], "--output", run.parent / "figures.json")
-    printed = json.loads(output[output.index("{") :])
+    found = printed("evaluate", run, "--data.test", sentiment["test"], "--output", run.parent / "figures.json")
     expected = result_of(run)["metrics"]["test"]
-    assert printed == json.loads((run.parent / "figures.json").read_text())
-    assert printed["rows"] == 40
+    assert found == json.loads((run.parent / "figures.json").read_text())
+    assert found["rows"] == 40
     for name in ("accuracy", "f1_macro", "mcc", "auc"):
-        assert printed[name] == pytest.approx(expected[name], abs=1e-6)
+        assert found[name] == pytest.approx(expected[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
