@@ -159,3 +159,23 @@ def test_python_takes_frames_datasets_and_folders(tiny: dict[str, Path], tmp_pat
     assert done.metrics.keys() == {"validation", "test"}
     assert (done.output_dir / "adapter/adapter_model.safetensors").is_file()
     assert {answer["prediction"] for answer in done.predictor()(["a good film", "an awful plot"])} <= {"negative", "positive"}
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "metric", "kind"), [("regression", "score", "mse", float), ("multi_label", "tags", "f1_macro", list)]
+)
+def test_pairs_of_texts(task: str, label: str, metric: str, kind: type, tiny: dict[str, Path], tmp_path: Path) -> None:
+    columns = builders.columns(48, "text", "other", label)
+    source, output = write(tmp_path / "pairs.csv", columns), tmp_path / "out.csv"
+    done = builders.run(
+        model=tiny["bert"],
+        data={"train": source, "test": source},
+        task={"name": task, "text_pair": "other", "label": label},
+        training={"max_steps": 3},
+        output_dir=tmp_path / "run",
+    )
+    assert metric in done.metrics["test"]
+    succeed("predict", done.output_dir, "--input", source, "--output", output)
+    assert [row["text"] for row in read_table(output)] == columns["text"]
+    pair = (columns["text"][0], columns["other"][0])
+    assert all(isinstance(row["prediction"], kind) for row in done.predictor()([pair]))

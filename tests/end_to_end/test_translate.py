@@ -131,6 +131,20 @@ def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.M
     assert (tmp_path / "out.txt").read_bytes() == b" a b \n\n a b \n"
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [(".txt", ".csv"), (".csv", ".txt"), (".jsonl", ".parquet"), (".parquet", ".jsonl")]
+)
+def test_from_one_format_to_another(run: Path, echo: list[str], tmp_path: Path, first: str, second: str) -> None:
+    texts = ["a dog", "", "two words", "ein Hund"]
+    source = write(tmp_path / f"in{first}", texts if first == ".txt" else [{"text": text} for text in texts])
+    output = tmp_path / f"out{second}"
+    succeed("translate", run, "--input", source, "--output", output, "--task.source", "text")
+    if second == ".txt":
+        assert read_lines(output) == texts
+    else:
+        assert read_table(output) == [{"text": text, "translation": text} for text in texts]
+
+
 def test_missing_cells_have_no_translation(run: Path, echo: list[str], tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"source": "a"}, {"source": None}, {"id": 3}, {"source": ""}, {"source": 5}]
     rows.append({"id": 4, "source": "b"})
