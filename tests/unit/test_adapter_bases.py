@@ -125,7 +125,7 @@ BROKEN = [
 @pytest.mark.parametrize("probe", BROKEN)
 def test_broken_record_of_logits_is_refused(probe: dict[str, Any], made: Path, tmp_path: Path) -> None:
     copy = recorded(made, tmp_path / "adapter", probe=probe)
-    with refused("logits"):
+    with refused("the logits are not those recorded"):
         load_predictor(copy)
 
 
