@@ -273,9 +273,10 @@ class Killed(Exception):  # noqa: N818  not an error, but the end of a process
 
 
 @contextmanager
-def stopped_at(checkpoint: int) -> Iterator[None]:
-    """Expect a run that ends, as if killed, when it would write a checkpoint after this many."""
-    written, original = [], checkpointer.checkpoints.write_checkpoint
+def stopped_at(checkpoint: int) -> Iterator[list[Path]]:
+    """Expect a run that ends, as if killed, when it would write a checkpoint after this many; yield those it has written."""
+    written: list[Path] = []
+    original = checkpointer.checkpoints.write_checkpoint
 
     def write_or_die(*arguments: Any) -> Any:
         if len(written) == checkpoint:
@@ -286,4 +287,4 @@ def stopped_at(checkpoint: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpointer.checkpoints, "write_checkpoint", write_or_die)
         with pytest.raises(Killed):
-            yield
+            yield written

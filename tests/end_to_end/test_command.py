@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from nlp_transfer import load_predictor
 from tests import builders
 from tests.builders import command, document, printed, read_table, sentiment_rows, succeed, write
+from tests.helpers.mistakes.case import listing
 
 pytestmark = pytest.mark.process
 
@@ -41,11 +42,6 @@ def result_of(run: Path) -> dict[str, Any]:
     return found
 
 
-def fingerprint(folder: Path) -> dict[str, str]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {"model", "result.json", "config.yaml", "log.jsonl", "predictions"}
     result = result_of(run)
@@ -60,7 +56,7 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
         assert result["train"][name] > 0, name
     assert result["train"]["peak_memory_bytes"] > 50e6
     assert result["versions"]["torch"].startswith("2.")
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = read_table(run / "log.jsonl")
     steps = [line for line in lines if "loss" in line]
     assert {"step", "epoch", "loss", "learning_rate", "grad_norm"} <= set(steps[0])
     assert [line["step"] for line in steps] == sorted({line["step"] for line in steps})
@@ -81,10 +77,10 @@ def test_the_card_can_be_read_by_the_hub(run: Path) -> None:
 
 
 def test_the_same_command_again_is_refused_and_touches_nothing(run: Path) -> None:
-    before = fingerprint(run)
+    before = listing(run)
     status, _, said = command("train", run.parent / "run.yaml")
     assert (status, "finished run" in said) == (2, True)
-    assert fingerprint(run) == before
+    assert listing(run) == before
 
 
 def test_the_resolved_config_repeats_the_run(run: Path) -> None:

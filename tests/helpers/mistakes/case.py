@@ -69,9 +69,9 @@ def table(id: str, content: Any, says: str, settings: dict[str, Any] | None = No
     return Case(id, says, {"data.train": name} | (settings or {}), {name: content}, **more)
 
 
-def jsonl(id: str, line: str, says: str) -> Case:
+def jsonl(id: str, line: str, says: str, good: str = JSONL, **more: Any) -> Case:
     """A line after a valid JSONL file of 16 lines."""
-    return table(id, JSONL + line, says, name="train.jsonl")
+    return table(id, good + line, says, name="train.jsonl", **more)
 
 
 def row(number: int, line: str, good: str = CSV) -> str:

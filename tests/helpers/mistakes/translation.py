@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from transformers import AutoTokenizer
 
+from tests.helpers.mistakes import case
 from tests.helpers.mistakes.case import GONE, Case, setting, table, wrong
 from tests.helpers.seq2seq_models import PAIRS
 
@@ -32,8 +34,7 @@ def decoder(id: str, name: str, says: str, files: dict[str, Any] | None = None) 
     return Case(id, says, {"task.decoder": name, "task.target_vocabulary": GONE}, files or {})
 
 
-def jsonl(id: str, line: str, says: str, **more: Any) -> Case:
-    return table(id, JSONL + line, says, name="train.jsonl", **more)
+jsonl = partial(case.jsonl, good=JSONL)
 
 
 def tsv(id: str, line: str, says: str) -> Case:
