@@ -130,7 +130,9 @@ def read_table(path: Path | str) -> list[dict[str, Any]]:
 
 def read_lines(path: Path | str) -> list[str]:
     r"""Read the lines of a file that ends with \n, split at \n only."""
-    return Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    text = Path(path).read_bytes().decode("utf-8")
+    assert text.endswith("\n")
+    return text.split("\n")[:-1]
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -235,19 +237,26 @@ def exit_status(*arguments: object) -> int:
     return 0
 
 
-def command(*arguments: object) -> tuple[int, str]:
-    """Run `nlp-transfer` in this process; return its exit status, and its output and messages."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
-    with redirect_stdout(stream), redirect_stderr(stream):
+def command(*arguments: object) -> tuple[int, str, str]:
+    """Run `nlp-transfer` in this process; return its exit status, its output, and its messages."""
+    streams = [io.BytesIO(), io.BytesIO()]
+    out, err = (io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True) for stream in streams)
+    with redirect_stdout(out), redirect_stderr(err):
         status = exit_status(*arguments)
-    return status, stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    output, messages = (stream.getvalue().decode() for stream in streams)
+    return status, output, messages
 
 
-def succeed(*arguments: object) -> str:
-    """Run `nlp-transfer` in this process, which succeeds; return its output and messages."""
-    status, output = command(*arguments)
-    assert status == 0, output
-    return output
+def succeed(*arguments: object) -> tuple[str, str]:
+    """Run `nlp-transfer` in this process, which succeeds; return its output and its messages."""
+    status, *said = command(*arguments)
+    assert status == 0, "".join(said)
+    return said[0], said[1]
+
+
+def printed(*arguments: object) -> Any:
+    """Run `nlp-transfer` in this process, which succeeds and prints JSON and nothing else; return what it prints."""
+    return json.loads(succeed(*arguments)[0])
 
 
 @contextmanager
@@ -264,9 +273,10 @@ class Killed(Exception):  # noqa: N818  not an error, but the end of a process
 
 
 @contextmanager
-def stopped_at(checkpoint: int) -> Iterator[None]:
-    """Expect a run that ends, as if killed, when it would write a checkpoint after this many."""
-    written, original = [], checkpointer.checkpoints.write_checkpoint
+def stopped_at(checkpoint: int) -> Iterator[list[Path]]:
+    """Expect a run that ends, as if killed, when it would write a checkpoint after this many; yield those it has written."""
+    written: list[Path] = []
+    original = checkpointer.checkpoints.write_checkpoint
 
     def write_or_die(*arguments: Any) -> Any:
         if len(written) == checkpoint:
@@ -277,4 +287,4 @@ def stopped_at(checkpoint: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpointer.checkpoints, "write_checkpoint", write_or_die)
         with pytest.raises(Killed):
-            yield
+            yield written

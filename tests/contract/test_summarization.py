@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from nlp_transfer import compare, fine_tune, load_predictor, load_translator
 from nlp_transfer.models.seq2seq import generation
 from nlp_transfer.tasks.translation import Translation
-from tests.builders import command, read_table, refused, run, succeed, write
+from tests.builders import command, printed, read_table, refused, run, succeed, write
 from tests.helpers.seq2seq_models import PAIRS, languages, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
@@ -101,7 +101,7 @@ def test_files_get_a_column_of_predictions(ending: str, bert: Path, tmp_path: Pa
     source, output = tmp_path / f"in{ending}", tmp_path / f"out{ending}"
     texts = [*TEXTS[:3], "", LONG]
     write(source, texts if ending == ".txt" else [{"id": i, "text": text} for i, text in enumerate(texts)])
-    said = succeed("predict", bert, "--input", source, "--output", output, "--beams", 2)
+    _, said = succeed("predict", bert, "--input", source, "--output", output, "--beams", 2)
     assert "1 texts were longer than task.max_length" in said
     assert "1 of 5 rows have no prediction" in said
     if ending == ".txt":
@@ -142,7 +142,7 @@ def test_settings_of_the_search_can_be_changed(bert: Path) -> None:
 @pytest.mark.parametrize("arguments", [["translate"], ["predict", "--probabilities"]], ids=str)
 def test_commands_that_do_not_apply_are_refused(arguments: list[str], bert: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", {"text": TEXTS[:2]})
-    status, said = command(arguments[0], bert, *arguments[1:], "--input", source, "--output", tmp_path / "out.csv")
+    status, _, said = command(arguments[0], bert, *arguments[1:], "--input", source, "--output", tmp_path / "out.csv")
     assert status == 2
     assert ("nlp-transfer predict" if arguments == ["translate"] else "--probabilities") in said
     assert not (tmp_path / "out.csv").exists()
@@ -156,16 +156,15 @@ def test_a_translator_is_not_made_of_a_summarizer(bert: Path) -> None:
 def test_a_classifier_has_no_beams(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
     done = run(model=tiny["bert"], data={"train": sentiment["train"]}, training={"max_steps": 1}, output_dir=tmp_path / "run")
     source = write(tmp_path / "in.csv", {"text": TEXTS[:2]})
-    status, said = command("predict", done.output_dir, "--beams", 2, "--input", source, "--output", tmp_path / "out.csv")
+    status, _, said = command("predict", done.output_dir, "--beams", 2, "--input", source, "--output", tmp_path / "out.csv")
     assert status == 2
     assert "--beams" in said
     assert "text_classification" in said
 
 
 def test_evaluation_equals_the_run(bert: Path, folder: Path) -> None:
-    said = succeed("evaluate", bert, "--data.test", folder / "pairs.csv")
     metrics = json.loads((bert / "result.json").read_text())["metrics"]["validation"]
-    found = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    found = printed("evaluate", bert, "--data.test", folder / "pairs.csv")
     assert {name: value for name, value in found.items() if name in metrics} == pytest.approx(metrics)
 
 

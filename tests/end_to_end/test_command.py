@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from nlp_transfer import load_predictor
 from tests import builders
-from tests.builders import command, document, read_table, sentiment_rows, succeed, write
+from tests.builders import command, document, printed, read_table, sentiment_rows, succeed, write
+from tests.helpers.mistakes.case import listing
 
 pytestmark = pytest.mark.process
 
@@ -41,11 +42,6 @@ def result_of(run: Path) -> dict[str, Any]:
     return found
 
 
-def fingerprint(folder: Path) -> dict[str, str]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {"model", "result.json", "config.yaml", "log.jsonl", "predictions"}
     result = result_of(run)
@@ -60,7 +56,7 @@ def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
         assert result["train"][name] > 0, name
     assert result["train"]["peak_memory_bytes"] > 50e6
     assert result["versions"]["torch"].startswith("2.")
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = read_table(run / "log.jsonl")
     steps = [line for line in lines if "loss" in line]
     assert {"step", "epoch", "loss", "learning_rate", "grad_norm"} <= set(steps[0])
     assert [line["step"] for line in steps] == sorted({line["step"] for line in steps})
@@ -81,10 +77,10 @@ def test_the_card_can_be_read_by_the_hub(run: Path) -> None:
 
 
 def test_the_same_command_again_is_refused_and_touches_nothing(run: Path) -> None:
-    before = fingerprint(run)
-    status, said = command("train", run.parent / "run.yaml")
+    before = listing(run)
+    status, _, said = command("train", run.parent / "run.yaml")
     assert (status, "finished run" in said) == (2, True)
-    assert fingerprint(run) == before
+    assert listing(run) == before
 
 
 def test_the_resolved_config_repeats_the_run(run: Path) -> None:
@@ -101,19 +97,18 @@ def test_the_resolved_config_refuses_changed_data(run: Path, tmp_path: Path) -> 
     path = document["data"]["test"]
     document["provenance"]["files"][path] = "0" * 64
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
-    status, said = command("train", tmp_path / "config.yaml", "--output_dir", tmp_path / "run")
+    status, _, said = command("train", tmp_path / "config.yaml", "--output_dir", tmp_path / "run")
     assert (status, "is not the file that this document was resolved with" in said) == (2, True)
     assert not (tmp_path / "run").exists()
 
 
 def test_evaluate_gives_the_figures_of_the_run(run: Path, sentiment: dict[str, Path]) -> None:
-    output = succeed("evaluate", run, "--data.test", sentiment["test"], "--output", run.parent / "figures.json")
-    printed = json.loads(output[output.index("{") :])
+    found = printed("evaluate", run, "--data.test", sentiment["test"], "--output", run.parent / "figures.json")
     expected = result_of(run)["metrics"]["test"]
-    assert printed == json.loads((run.parent / "figures.json").read_text())
-    assert printed["rows"] == 40
+    assert found == json.loads((run.parent / "figures.json").read_text())
+    assert found["rows"] == 40
     for name in ("accuracy", "f1_macro", "mcc", "auc"):
-        assert printed[name] == pytest.approx(expected[name], abs=1e-6)
+        assert found[name] == pytest.approx(expected[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -160,3 +155,23 @@ def test_python_takes_frames_datasets_and_folders(tiny: dict[str, Path], tmp_pat
     assert done.metrics.keys() == {"validation", "test"}
     assert (done.output_dir / "adapter/adapter_model.safetensors").is_file()
     assert {answer["prediction"] for answer in done.predictor()(["a good film", "an awful plot"])} <= {"negative", "positive"}
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "metric", "kind"), [("regression", "score", "mse", float), ("multi_label", "tags", "f1_macro", list)]
+)
+def test_pairs_of_texts(task: str, label: str, metric: str, kind: type, tiny: dict[str, Path], tmp_path: Path) -> None:
+    columns = builders.columns(48, "text", "other", label)
+    source, output = write(tmp_path / "pairs.csv", columns), tmp_path / "out.csv"
+    done = builders.run(
+        model=tiny["bert"],
+        data={"train": source, "test": source},
+        task={"name": task, "text_pair": "other", "label": label},
+        training={"max_steps": 3},
+        output_dir=tmp_path / "run",
+    )
+    assert metric in done.metrics["test"]
+    succeed("predict", done.output_dir, "--input", source, "--output", output)
+    assert [row["text"] for row in read_table(output)] == columns["text"]
+    pair = (columns["text"][0], columns["other"][0])
+    assert all(isinstance(row["prediction"], kind) for row in done.predictor()([pair]))

@@ -7,18 +7,13 @@ from typing import Any
 import pytest
 
 from nlp_transfer import load_predictor
-from tests.builders import command, read_lines, read_table, refused, run, succeed, write
+from tests.builders import command, printed, read_lines, read_table, refused, run, succeed, write
 from tests.helpers.entities import sentences
 
 pytestmark = pytest.mark.process
 
 ROWS = sentences(160)
 TRAINING = {"max_steps": 60, "learning_rate": 0.01}
-
-
-def score(*arguments: object) -> Any:
-    output = succeed("evaluate", *arguments)
-    return json.loads(output[output.index("{") :])
 
 
 def table(path: Path, rows: list[dict[str, Any]], *names: str) -> Path:
@@ -47,11 +42,11 @@ def test_entities_of_texts_in_every_format(
         succeed("predict", tmp_path / "run", "--input", source, "--output", output)
         written = [row["prediction"] for row in read_table(output)]
         assert list(map(json.loads, written) if other == ".csv" else written) == expected
-        metrics = score(tmp_path / "run", "--data.test", source)
+        metrics = printed("evaluate", tmp_path / "run", "--data.test", source)
         assert metrics["f1"] > 0.9
         assert f1 in (None, metrics["f1"])
         f1 = metrics["f1"]
-        assert score(tmp_path / "run", "--data.test", output, "--task.spans", "prediction")["f1"] == 1.0
+        assert printed("evaluate", tmp_path / "run", "--data.test", output, "--task.spans", "prediction")["f1"] == 1.0
     lines = write(tmp_path / "in.txt", texts)
     succeed("predict", tmp_path / "run", "--input", lines, "--output", tmp_path / "out.txt")
     assert list(map(json.loads, read_lines(tmp_path / "out.txt"))) == expected
@@ -75,7 +70,7 @@ def test_words_from_conll_and_csv_files(ending: str, tiny: dict[str, Path], tmp_
             sources[name] = write(tmp_path / f"{name}.csv", cells)
     done = run(model=tiny["bert"], data=sources, task="token_classification", training=TRAINING, output_dir=tmp_path / "run")
     assert done.result["metrics"]["test"]["f1"] > 0.9
-    metrics = score(done.output_dir, "--data.test", sources["test"])
+    metrics = printed("evaluate", done.output_dir, "--data.test", sources["test"])
     assert metrics["f1"] == pytest.approx(done.result["metrics"]["test"]["f1"])
     output = tmp_path / "out.jsonl"
     succeed("predict", done.output_dir, "--input", sources["test"], "--output", output)
@@ -101,7 +96,7 @@ def test_predicted_rows_may_be_bad(tiny: dict[str, Path], tmp_path: Path) -> Non
     train = write(tmp_path / "train.jsonl", ROWS[:20])
     run(model=tiny["bert"], data={"train": train}, task="token_classification", output_dir=tmp_path / "run")
     source = write(tmp_path / "in.jsonl", [{"tokens": ["a"]}, {"tokens": []}, {"tokens": ["a", 1]}])
-    status, output = command("predict", tmp_path / "run", "--input", source, "--output", tmp_path / "out.jsonl", "--notes")
+    status, _, output = command("predict", tmp_path / "run", "--input", source, "--output", tmp_path / "out.jsonl", "--notes")
     assert status == 0, output
     written = read_table(tmp_path / "out.jsonl")
     assert [row["prediction"] is None for row in written] == [False, True, True]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from nlp_transfer import load_predictor
-from tests.builders import command, read_table, run, sentiment_rows, write
+from tests.builders import printed, read_table, run, sentiment_rows, succeed, write
 
 pytestmark = pytest.mark.process
 
@@ -20,9 +20,7 @@ TRAINING = {"max_steps": 40, "learning_rate": 0.01}
 
 def evaluated(done: Any, source: Path, *flags: str) -> float:
     """The accuracy that `evaluate` prints."""
-    status, output = command("evaluate", done.output_dir, "--data.test", source, *flags)
-    assert status == 0, output
-    return float(json.loads(output[output.index("{") :])["accuracy"])
+    return float(printed("evaluate", done.output_dir, "--data.test", source, *flags)["accuracy"])
 
 
 @pytest.mark.parametrize("kind", [int, float, bool, str])
@@ -44,7 +42,7 @@ def test_predictions_have_the_type_of_the_labels_in_every_format(
     assert accuracy > 0.7
     for other in (".csv", ".jsonl", ".parquet"):
         source, output = write(tmp_path / f"in{other}", table), tmp_path / f"out{other}"
-        command("predict", done.output_dir, "--input", source, "--output", output)
+        succeed("predict", done.output_dir, "--input", source, "--output", output)
         written = [row["prediction"] for row in read_table(output)]
         assert written == (list(map(str, expected)) if other == ".csv" else expected)
         assert evaluated(done, source) == pytest.approx(accuracy)
@@ -65,7 +63,7 @@ def test_columns_of_zeros_and_ones_through_the_commands(tiny: dict[str, Path], t
     predictions = load_predictor(done.output_dir)(table)
     hot = np.array([[name in prediction["prediction"] for name in columns] for prediction in predictions])
     assert evaluated(done, train) == pytest.approx(np.mean((hot == table[["good", "third"]].to_numpy(bool)).all(1)))
-    command("predict", done.output_dir, "--input", train, "--output", tmp_path / "out.csv")
+    succeed("predict", done.output_dir, "--input", train, "--output", tmp_path / "out.csv")
     joined = [row["prediction"] for row in read_table(tmp_path / "out.csv")]
     assert joined == ["|".join(prediction["prediction"]) for prediction in predictions]
     assert evaluated(done, tmp_path / "out.csv", "--task.label", "prediction") == 1.0

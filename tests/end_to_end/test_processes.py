@@ -62,7 +62,7 @@ def test_two_processes_report_the_same_errors(tiny: dict[str, Path], tmp_path: P
         file.write('{"source": "a dog", "id": "x"}\n')
     messages: list[str] = []
     for processes in (1, 2):
-        status, said = command("translate", run, *how, tmp_path / "new/o.parquet", "--processes", processes)
+        status, _, said = command("translate", run, *how, tmp_path / "new/o.parquet", "--processes", processes)
         assert status == 2
         messages.append(said.splitlines()[-1])
     assert messages[0] == messages[1]
@@ -74,7 +74,7 @@ def test_two_processes_report_the_same_errors(tiny: dict[str, Path], tmp_path: P
 def test_more_processes_than_cores_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", [("a dog",)], ("text",))
     for name in ("predict", "translate"):
-        status, said = command(name, "no-model", "--input", source, "--output", tmp_path / "out.csv", "--processes", 3)
+        status, _, said = command(name, "no-model", "--input", source, "--output", tmp_path / "out.csv", "--processes", 3)
         assert (status, "--processes: found 3; this machine has 2 cores; allowed: 1 to 2" in said) == (2, True)
 
 

@@ -18,7 +18,7 @@ from transformers import EncoderDecoderModel
 
 from nlp_transfer import load_predictor, load_translator
 from tests import builders
-from tests.builders import exit_status, read_lines, read_table, refused, succeed, write
+from tests.builders import exit_status, printed, read_lines, read_table, refused, succeed, write
 from tests.helpers.hub import environment, serve
 from tests.helpers.models import WORDS
 from tests.helpers.seq2seq_models import PAIRS
@@ -132,11 +132,25 @@ def test_an_answer_is_one_line_whatever_it_says(run: Path, monkeypatch: pytest.M
     assert (tmp_path / "out.txt").read_bytes() == b" a b \n\n a b \n"
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [(".txt", ".csv"), (".csv", ".txt"), (".jsonl", ".parquet"), (".parquet", ".jsonl")]
+)
+def test_from_one_format_to_another(run: Path, echo: list[str], tmp_path: Path, first: str, second: str) -> None:
+    texts = ["a dog", "", "two words", "ein Hund"]
+    source = write(tmp_path / f"in{first}", texts if first == ".txt" else [{"text": text} for text in texts])
+    output = tmp_path / f"out{second}"
+    succeed("translate", run, "--input", source, "--output", output, "--task.source", "text")
+    if second == ".txt":
+        assert read_lines(output) == texts
+    else:
+        assert read_table(output) == [{"text": text, "translation": text} for text in texts]
+
+
 def test_missing_cells_have_no_translation(run: Path, echo: list[str], tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"source": "a"}, {"source": None}, {"id": 3}, {"source": ""}, {"source": 5}]
     rows.append({"id": 4, "source": "b"})
     source = write(tmp_path / "in.jsonl", rows)
-    said = succeed("translate", run, "--input", source, "--output", tmp_path / "out.jsonl")
+    _, said = succeed("translate", run, "--input", source, "--output", tmp_path / "out.jsonl")
     assert [row["translation"] for row in read_table(tmp_path / "out.jsonl")] == ["a", None, None, "", None, "b"]
     assert echo == ["a", "b"]
     assert "4 of 6 rows have no prediction: 3 with an empty text, 1 with a cell that is not text" in said
@@ -161,7 +175,7 @@ def test_long_texts_go_in_pieces_that_fit(run: Path, echo: list[str], tmp_path: 
     assert max(len(ids) for ids in sides.source_ids(echo, 1 << 30)[0]) <= translate.task.longest_source
     assert echo[:2] == ["the dog ran on the mat."] * 2
     (tmp_path / "in.txt").write_text("\n".join(text.replace("\n", " ") for text in long))
-    said = succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
+    _, said = succeed("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")
     assert "2 texts were longer than task.longest_source of the model and were translated in pieces" in said
 
 
@@ -189,8 +203,7 @@ def test_a_run_is_scored_on_what_translate_gives(run: Path, tmp_path: Path, caps
         "chrf": corpus_chrf(translations, [targets], word_order=2).score,
     }
     assert by_hand["bleu"] > 30
-    output = succeed("evaluate", again.output_dir, "--data.test", files["test"], "--precision", "fp32", "--batch-size", 3)
-    evaluated = json.loads(output[output.index("{") :])
+    evaluated = printed("evaluate", again.output_dir, "--data.test", files["test"], "--precision", "fp32", "--batch-size", 3)
     for name, value in by_hand.items():
         assert again.metrics["test"][name] == again.metrics["validation"][name] == pytest.approx(value)
         assert evaluated[name] == pytest.approx(value)
@@ -263,8 +276,7 @@ def test_evaluate_gives_the_same_figures_for_files_and_a_table(run: Path, tmp_pa
     write(tmp_path / "pairs.tsv", [{"source": en, "target": de} for en, de in PAIRS])
     files = ("--data.test.source", run.parent / "train.en", "--data.test.target", run.parent / "train.de")
     by_language = ("--data.test", tmp_path / "pairs.jsonl", "--task.source", "en", "--task.target", "de")
-    outputs = [succeed("evaluate", run, *data) for data in (files, ("--data.test", tmp_path / "pairs.tsv"), by_language)]
-    figures = [json.loads(output[output.index("{") :]) for output in outputs]
+    figures = [printed("evaluate", run, *data) for data in (files, ("--data.test", tmp_path / "pairs.tsv"), by_language)]
     assert figures[0]["rows"] == len(PAIRS)
     assert {"token_accuracy", "bleu", "chrf"} <= figures[0].keys()
     assert figures[1] == figures[2] == pytest.approx(figures[0])

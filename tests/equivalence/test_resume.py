@@ -41,6 +41,9 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"max_steps": 20, "learning_rate": 3e-3, "evaluate_every": 1},
     },
     "few_shot": {"strategy": {"name": "few_shot", "group": 4, "epochs": 1}},
+    "few_shot and logistic regression": {
+        "strategy": {"name": "few_shot", "group": 4, "epochs": 6, "classifier": "logistic_regression"}
+    },
     "no validation": {"data": {"validation_share": 0}},
     "early stopping": {"training": {"epochs": 10, "early_stopping": 2, "evaluate_every": 3, "learning_rate": 3e-2}},
     "question answering": {
@@ -64,6 +67,12 @@ CASES: dict[str, dict[str, Any]] = {
         "task": {"name": "summarization", "summary": "translated", "summarized_rows": 3, "beams": 2},
         "training": {"evaluate_every": 3, "dropout": 0.1, "best_metric": "rougeL"},
     },
+}
+# Phases in which a run is stopped, with the number of checkpoints until then; other runs are stopped after three.
+PHASES: dict[str, dict[str, int]] = {
+    "self_training": {"supervised": 3, "round 1": 6, "round 2": 12},
+    "few_shot": {"pairs": 1, "train": 4},
+    "few_shot and logistic regression": {"pairs": 2},
 }
 
 
@@ -103,14 +112,25 @@ def run(checkpoint: Path, source: Path, output: Path, case: dict[str, Any]) -> A
     )
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_resumed_run_equals_an_uninterrupted_one(name: str, tiny: dict[str, Path], source: Path, tmp_path: Path) -> None:
+def last_state(run: Path) -> Any:
+    """What the last checkpoint of a run says about where it is."""
+    folder = run / "checkpoints"
+    return json.loads((folder / str(checkpoints.read_pointer(folder, "last")) / "state.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "writes"), [(name, *stop) for name in CASES for stop in PHASES.get(name, {"": 3}).items()]
+)
+def test_resumed_run_equals_an_uninterrupted_one(
+    name: str, phase: str, writes: int, tiny: dict[str, Path], source: Path, tmp_path: Path
+) -> None:
     straight = run(tiny["bert"], source, tmp_path / "straight", CASES[name])
-    with stopped_at(3):
+    with stopped_at(writes):
         run(tiny["bert"], source, tmp_path / "broken", CASES[name])
     assert not (tmp_path / "broken/result.json").exists()
-    step = json.loads(next((tmp_path / "broken/checkpoints").glob("step-*/state.json")).read_text())["step"]
-    assert 0 < step < straight.result["train"]["steps"]
+    state = last_state(tmp_path / "broken")
+    assert 0 < state["step"] < straight.result["train"]["steps"]
+    assert not phase or state["phase"]["name"] == phase
     assert name != "early stopping" or straight.result["train"]["steps"] < 60, "it has stopped early"
     resumed = run(tiny["bert"], source, tmp_path / "broken", CASES[name])
     assert resumed.metrics == straight.metrics
@@ -133,8 +153,7 @@ def test_gradual_unfreezing_resumes_in_any_phase(writes: int, tiny: dict[str, Pa
     straight = run(tiny["bert"], source, tmp_path / "straight", case)
     with stopped_at(writes):
         run(tiny["bert"], source, tmp_path / "broken", case)
-    folder = tmp_path / "broken/checkpoints"
-    state = json.loads((folder / str(checkpoints.read_pointer(folder, "last")) / "state.json").read_text())
+    state = last_state(tmp_path / "broken")
     assert len(state["strategy"]["finished"]) == min(3, (state["step"] - 1) // 3)
     resumed = run(tiny["bert"], source, tmp_path / "broken", case)
     assert resumed.metrics == straight.metrics

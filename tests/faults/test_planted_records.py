@@ -93,7 +93,7 @@ def test_a_record_of_another_size_is_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("header", [DEEP, json.dumps([MARK]), json.dumps(MARK), "5"], ids=["deep", "list", "text", "number"])
 def test_a_first_line_of_another_form_is_not_ours(header: str, tmp_path: Path) -> None:
-    with refused("not a journal of predictions"):
+    with refused("is not a journal of predictions"):
         find(tmp_path, header=header + "\n")
     assert (tmp_path / ".out.csv.partial").read_text() == header + "\n"
 
@@ -115,7 +115,7 @@ def test_a_lock_that_is_too_large_is_not_ours(size: int, tmp_path: Path) -> None
     lock = tmp_path / ".out.lock"
     lock.write_bytes(LOCKED)
     os.truncate(lock, size)
-    with refused("not a lock of this program"):
+    with refused("is not a lock of this program"):
         lock_target(tmp_path / "out")
     assert lock.stat().st_size == size
 
@@ -140,14 +140,14 @@ def run(tmp_path: Path) -> Path:
 def test_a_link_or_a_pipe_in_an_unfinished_run_is_refused(name: str, kind: str, run: Path) -> None:
     RunFolder(str(run)).check()
     plant(run / name, kind, run.parent / ("victim" if kind == "link" else "nowhere"))
-    with refused(run, name, "link"):
+    with refused(f"{run} contains {name} as a link"):
         RunFolder(str(run)).check()
 
 
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_a_lost_link_is_refused_like_a_file_where_a_run_begins(name: str, tmp_path: Path) -> None:
     (tmp_path / name).symlink_to(tmp_path / "nowhere")
-    with refused("already holds", name):
+    with refused(f"already holds {name}"):
         RunFolder(str(tmp_path)).check()
 
 
@@ -156,7 +156,7 @@ def test_checkpoints_behind_a_link_are_refused(run: Path) -> None:
     RunFolder(str(run.parent / "link")).check()
     (run / "checkpoints").rename(run.parent / "elsewhere")
     (run / "checkpoints").symlink_to(run.parent / "elsewhere")
-    with refused(run, "checkpoints", "link"):
+    with refused(f"{run} contains checkpoints as a link"):
         RunFolder(str(run)).check()
 
 
@@ -207,7 +207,7 @@ def test_a_log_that_is_a_link_or_a_pipe_is_refused(kind: str, tmp_path: Path) ->
     victim = tmp_path / "victim"
     victim.write_text("mine\n")
     plant(tmp_path / "log.jsonl", kind, victim if kind == "link" else tmp_path / "nowhere")
-    with refused("log.jsonl", "not the log of a run"):
+    with refused("log.jsonl: is not the log of a run"):
         RunLog(Accelerator(cpu=True), tmp_path).drop_after(1)
     assert victim.read_text() == "mine\n"
 

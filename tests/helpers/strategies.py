@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlp_transfer.settings import registry
-from tests.builders import BAD, GOOD, answer_in, sentiment_rows, write
+from tests.builders import columns, write
 
 HEADER = ("text", "other", "label", "tags", "score", "words", "answer", "answer_start")
 TASKS: dict[str, dict[str, Any]] = {
@@ -43,11 +43,7 @@ COMPUTED = {"few_shot", "prototypes", "zero_shot"}  # their last layer is comput
 
 def rows_of(count: int, seed: int = 0) -> list[tuple[object, ...]]:
     """Rows with a target of every kind."""
-    pairs = sentiment_rows(count, seed)
-    tags = ["|".join(name for name, every in (("even", 2), ("third", 3)) if i % every == 0) for i in range(count)]
-    kinds = [["good" if word in GOOD else "bad" if word in BAD else "" for word in text.split()] for text, _ in pairs]
-    words = [" ".join(f"B-{kind}" if kind else "O" for kind in row) for row in kinds]
-    return [(text, pairs[-i - 1][0], label, tags[i], i % 5, words[i], *answer_in(text)) for i, (text, label) in enumerate(pairs)]
+    return list(zip(*columns(count, *HEADER, seed=seed).values(), strict=True))
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -111,9 +111,12 @@ def test_a_cycle_with_an_evaluation_counts_as_the_usual_one(parts: tuple[ModuleT
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "-"), (1234.5, "1,234"), (0.00002, "2.0e-05"), ("a|b", "a\\|b"),
+        (None, "-"), (0.0, "0"), (12.345, "12.3"), (1234.5, "1,234"), (1234, "1,234"), (-1234.5, "-1,234"), (999.96, "1,000"),
+        (0.00002, "2.0e-05"), (0.98765, "0.988"), ("a|b", "a\\|b"),
         ({"median": 2.0, "min": 1.0, "max": 3.0, "n": 3}, "2 (1 to 3)"),
+        ({"median": 2.0, "min": 2.0, "max": 2.0, "n": 1}, "2"),
         ({"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}, "0.5 (0.4 to 0.6)"),
+        ({"mean": 0.5, "low": None, "high": None, "n": 1}, "0.5"),
     ],
 )  # fmt: skip
 def test_cells(parts: tuple[ModuleType, ModuleType], value: object, text: str) -> None:

@@ -20,11 +20,11 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.kernels import acceleration
 from nlp_transfer.settings import extensions
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.training import Trainer, checkpointer, checkpoints
+from nlp_transfer.training import Trainer, checkpoints
 from nlp_transfer.training.callback_states import decode_state, encode_states
 from nlp_transfer.training.callbacks import Callback, Step
 from nlp_transfer.training.standard_callbacks import Augmentation
-from tests.builders import sentiment_rows, write
+from tests.builders import sentiment_rows, stopped_at, write
 from tests.builders import trainer as trainer_of
 from tests.helpers.processes import launch_pair
 from tests.unit.test_training import Two, equal, log_of, scripted, weights_of
@@ -314,14 +314,8 @@ def test_a_stopped_run_is_finished(tiny: dict[str, Path], sentiment: dict[str, P
 # State
 
 
-class Killed(Exception):  # noqa: N818  no error: what happens to a process
-    """Simulates the end of the process."""
-
-
 @pytest.mark.parametrize("augment", [None, f"{__name__}:reverse"])
-def test_a_resumed_callback_continues(
-    augment: str | None, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_callback_continues(augment: str | None, tiny: dict[str, Path], tmp_path: Path) -> None:
     train = str(write(tmp_path / "train.csv", sentiment_rows(50)))
 
     def run(folder: Path) -> Any:
@@ -335,18 +329,8 @@ def test_a_resumed_callback_continues(
 
     straight = run(tmp_path / "straight")
     assert straight.result["train"]["steps"] == 11
-    original, done = checkpoints.write_checkpoint, []
-
-    def write_then_die(*arguments: Any) -> Any:
-        if len(done) == 3:
-            raise Killed
-        done.append(original(*arguments))
-        return done[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpointer.checkpoints, "write_checkpoint", write_then_die)
-        with pytest.raises(Killed):
-            run(tmp_path / "broken")
+    with stopped_at(3) as done:
+        run(tmp_path / "broken")
     states = json.loads((done[-1] / "state.json").read_text())["callbacks"]
     assert list(states) == [f"{__name__}:Memory", f"{__name__}:Memory#2"]
     assert len(load_file(done[-1] / "callbacks.safetensors")) == 2

@@ -111,8 +111,9 @@ def test_separator_and_column_names_come_through() -> None:
 
 def test_every_problem_is_listed_at_once() -> None:
     training = {"epoch": 1, "batch_size": 0, "warmup": -1}
-    with refused("settings: 5 problems") as error:
+    with refused() as error:
         resolve(BASE | {"training": training, "task": {"name": "regression", "txt": 1}, "modl": 1})
+    assert str(error.value).startswith("settings: 5 problems")
     for name in ("training.epoch:", "training.batch_size:", "training.warmup:", "task.txt:", "modl:"):
         assert str(error.value).count(f"- {name}") == 1
 

@@ -162,7 +162,7 @@ def test_predicting_and_scoring_files_of_these_forms(train: Any, tmp_path: Path)
     write(tmp_path / "a.json", [{"text": text, "label": label} for text, label in rows])
     write(tmp_path / "a.en", [text for text, _ in rows])
 
-    def predict(name: str, output: str) -> tuple[int, str]:
+    def predict(name: str, output: str) -> tuple[int, str, str]:
         return command("predict", tmp_path / "run", "--input", tmp_path / name, "--output", tmp_path / output)
 
     for name, output in (("train.csv", "0.jsonl"), ("a.csv.gz", "1.jsonl"), ("a.json", "2.jsonl"), ("a.en", "3.de")):
@@ -172,7 +172,7 @@ def test_predicting_and_scoring_files_of_these_forms(train: Any, tmp_path: Path)
         assert [row["prediction"] for row in builders.read_table(tmp_path / output)] == expected
     assert read_lines(tmp_path / "3.de") == expected
     for name, output in (("train.csv", "x.de"), ("train.csv", "x.json"), ("a.en", "x.json")):
-        status, said = predict(name, output)
+        status, _, said = predict(name, output)
         assert (status, "--output: found the file extension" in said) == (2, True)
     figures = []
     for name in ("train.csv", "a.csv.gz", "a.json"):

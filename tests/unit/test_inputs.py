@@ -186,6 +186,21 @@ def test_a_translator_reads_tables_and_single_texts(translate: Translator) -> No
         translate(pd.DataFrame({"en": ["a", None]}))
 
 
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (5, "found 5"),
+        (["a", None], "texts, row 2: found None (NoneType); allowed: text"),
+        (["a", "b", 5], "texts, row 3: found 5 (int); allowed: text"),
+        ([("a", "b")], "texts, row 1: found ('a', 'b') (tuple)"),
+        (["a", "b \ud83d"], "texts, row 2: found '\\ud83d', half of a character"),
+    ],
+)
+def test_a_translator_refuses_other_types(translate: Translator, texts: Any, says: str) -> None:
+    with refused(says):
+        translate(texts)
+
+
 def test_a_task_can_read_its_own_format(tmp_path: Path) -> None:
     def read(path: Path) -> Any:
         lines = path.read_text().splitlines()

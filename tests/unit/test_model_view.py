@@ -228,7 +228,8 @@ def test_config_that_takes_hours_to_build_is_refused(family: str, fields: dict[s
 @pytest.mark.parametrize("kind", ["BertConfig", "RagTokenizer", "ProcessorMixin", "TapasTokenizer"])
 def test_tokenizer_class_that_is_not_a_tokenizer_is_refused(kind: str, model: Path) -> None:
     edit(model / "tokenizer_config.json", tokenizer_class=kind)
-    with refused("tokenizer"):
+    says = "has no tokenizer that can be loaded" if kind == "TapasTokenizer" else f"the tokenizer_class {kind} is not a tokenizer"
+    with refused(says):
         load_tokenizer(find_model(str(model)))
 
 

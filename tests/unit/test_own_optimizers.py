@@ -10,7 +10,7 @@ import yaml
 from nlp_transfer import Callback, UserError, fine_tune
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.training.optimizer import find_optimizer, make_optimizer, rate_factor
-from tests.builders import sentiment_rows, write
+from tests.builders import Killed, sentiment_rows, write
 from tests.builders import trainer as trainer_of
 from tests.unit.test_training import equal, log_of, weights_of
 
@@ -69,10 +69,6 @@ def steps_down(step: int, steps: int) -> float:
 
 def negative(step: int, steps: int) -> float:
     return -1.0
-
-
-class Killed(Exception):  # noqa: N818  no error: what happens to a process
-    """Simulates the end of the process."""
 
 
 class KillAt(Callback):

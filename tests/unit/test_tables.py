@@ -168,9 +168,14 @@ def test_encodings_are_tried_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "where"),
     [
+        ("a.csv", "text,label\na,b\nc\n", "a.csv, row 3: found 1 cells"),
         ("a.csv", 'text,label\n"two\nlines",b\n\nc,d\n', "a.csv, row 3: the line is blank"),
         ("a.csv", 'text,label\n"two\nlines",b\nc\n', "a.csv, row 3: found 1 cells"),
+        ("a.csv", b"text,label\na,b\nc,\xff\n", "a.csv, row 3, column 'label': byte 0xff is not utf-8"),
+        ("a.jsonl", '{"a": 1}\n{"a": }\n', "a.jsonl, row 2: is not JSON"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "a.jsonl, row 2: byte 0xff is not utf-8"),
+        ("a.jsonl", '{"a": 1}\n\n{"a": 2}\n', "a.jsonl, row 2: the line is blank"),
+        ("a.jsonl", '{"a": 1}\n5\n', "a.jsonl, row 2: found 5 (int)"),
         ("a.jsonl", '{"a": "\\ud83c\\udf89"}\n{"a": ["\\udf89"]}\n', "a.jsonl, row 2: found \\udf89, half of a character"),
         ("a.txt", b"fine\n\xe9\n", "a.txt, row 2, column 'text': byte 0xe9 is not utf-8"),
     ],

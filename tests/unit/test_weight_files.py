@@ -184,7 +184,7 @@ def test_predictions_that_are_not_finite_name_their_row(tmp_path: Path) -> None:
     with refused("row 1: the model's scores are NaN or infinite"):
         load_predictor(model)(["a good film"])
     table, output = write(tmp_path / "new.csv", [("a good film",)] * 3, ("text",)), tmp_path / "out.csv"
-    status, said = command("predict", model, "--input", table, "--output", output)
+    status, _, said = command("predict", model, "--input", table, "--output", output)
     assert (status, f"{table}, row 2:" in said, "in 3 of 3 rows" in said, output.exists()) == (2, True, True, False)
 
 

@@ -17,7 +17,7 @@ from nlp_transfer import FineTuned
 from nlp_transfer.evaluation.metrics import compute_label_metrics, compute_regression_metrics, compute_translation_metrics
 from nlp_transfer.utils.atomic_files import apply_umask
 from nlp_transfer.utils.console import _duration, percent
-from tests.builders import refused, run, sentiment_rows, succeed
+from tests.builders import printed, refused, run, sentiment_rows, succeed
 
 pytestmark = pytest.mark.process
 
@@ -200,11 +200,11 @@ def test_an_input_named_like_a_written_column_is_refused(
 
 def test_evaluate_writes_signatures_into_its_file(runs: dict[str, FineTuned], tables: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
-    said = succeed("evaluate", runs["translation"].output_dir, "--data.test", tables["test"], "--output", output)
-    printed, written = json.loads(said[said.index("{") : said.rindex("}") + 1]), json.loads(output.read_text())
+    found = printed("evaluate", runs["translation"].output_dir, "--data.test", tables["test"], "--output", output)
+    written = json.loads(output.read_text())
     assert written.pop("signatures") == runs["translation"].result["signatures"]
     assert "bleu" in runs["translation"].result["signatures"]
-    assert printed == written
+    assert found == written
 
 
 def modes(folder: Path) -> dict[str, int]:

@@ -37,6 +37,7 @@ class Case:
         files: written before the command, by path; None: removed, a function: called with the path.
         run: the command line after `nlp-transfer`.
         silent: text that the message must not hold.
+        errors: how often the message says "error:"; a command that shows its help says it never.
     """
 
     id: str
@@ -45,21 +46,22 @@ class Case:
     files: dict[str, Any] = field(default_factory=dict)
     run: tuple[str, ...] = ("train", "run.yaml")
     silent: tuple[str, ...] = ()
+    errors: int = 1
 
 
 def setting(name: str, value: Any, says: str = "") -> Case:
     """One wrong value; without `says`, the message names the setting, the value and what is allowed."""
-    return Case(f"{name} {value}", says or f"{name}: found {value!r} … allowed:", {name: value})
+    return Case(f"{name} {value}", says or f"{name}: found {value!r}; allowed:", {name: value})
 
 
-def wrong(name: str, value: Any, facts: str = "allowed:") -> Case:
+def wrong(name: str, value: Any, facts: str) -> Case:
     """One wrong value, with the facts that follow it in the message."""
     return setting(name, value, f"{name}: found {value!r} … {facts}")
 
 
 def unknown(name: str, meant: str, value: Any = 1) -> Case:
     """A misspelled setting."""
-    return Case(name, f"{name}: unknown setting … did you mean '{meant}'", {name: value})
+    return Case(name, f"{name}: unknown setting (did you mean '{meant}'?)", {name: value})
 
 
 def table(id: str, content: Any, says: str, settings: dict[str, Any] | None = None, name: str = "train.csv", **more: Any) -> Case:
@@ -67,9 +69,9 @@ def table(id: str, content: Any, says: str, settings: dict[str, Any] | None = No
     return Case(id, says, {"data.train": name} | (settings or {}), {name: content}, **more)
 
 
-def jsonl(id: str, line: str, says: str) -> Case:
+def jsonl(id: str, line: str, says: str, good: str = JSONL, **more: Any) -> Case:
     """A line after a valid JSONL file of 16 lines."""
-    return table(id, JSONL + line, says, name="train.jsonl")
+    return table(id, good + line, says, name="train.jsonl", **more)
 
 
 def row(number: int, line: str, good: str = CSV) -> str:
@@ -142,5 +144,5 @@ def check(case: Case, valid: dict[str, Any], capfd: pytest.CaptureFixture[str]) 
     assert "Traceback" not in message
     assert missing(case.says, message) == [], message
     assert [text for text in case.silent if text in message] == [], message
-    assert message.lower().count("error: ") <= 1, message
+    assert message.lower().count("error: ") == case.errors, message
     assert listing(Path()) == before
