@@ -134,6 +134,10 @@ def explain(error: ValidationError, schema: type[BaseModel], prefix: str) -> lis
             lines[name] = f"{name}: is required and was not given"
         else:
             reason = _reason(detail["type"], detail["msg"], owner)
+            last = name.rpartition(".")[2]
+            if reason.startswith(f"{last}."):  # a validator already names the setting inside this one
+                lines[name] = f"{name}{reason.removeprefix(last)}"
+                continue
             hint = f" ({QUOTE})" if _is_unquoted(detail["input"], reason) else ""
             lines.setdefault(name, f"{name}: found {shorten(detail['input'])}; allowed: {reason}{hint}")
             if reason not in lines[name]:

@@ -107,7 +107,7 @@ TABLE: list[Case] = [
     Case("further unknown task", f"{FIRST}.task: found 'topics' … there is no task", tasks(other(task="topics"))),
     Case("further misspelled task", f"{FIRST}.task: found 'regresion' … did you mean 'regression'?",
         tasks(other(task="regresion"))),
-    Case("further unknown task setting", f"{FIRST}.task: … task.tetx: unknown setting (did you mean 'text'?)",
+    Case("further unknown task setting", f"{FIRST}.task.tetx: unknown setting (did you mean 'text'?)",
         tasks(other(task={"name": "regression", "tetx": 1}))),
     Case("further unknown data setting", f"{FIRST}.data.tset: unknown setting (did you mean 'test'?)",
         tasks(other(data__tset="a"))),
