@@ -135,7 +135,7 @@ def explain(error: ValidationError, schema: type[BaseModel], prefix: str) -> lis
         else:
             reason = _reason(detail["type"], detail["msg"], owner)
             last = name.rpartition(".")[2]
-            if reason.startswith(f"{last}."):  # a validator already names the setting inside this one
+            if reason.startswith(f"{last}.") and not isinstance(detail["input"], str):  # a validator names the nested setting
                 lines[name] = f"{name}{reason.removeprefix(last)}"
                 continue
             hint = f" ({QUOTE})" if _is_unquoted(detail["input"], reason) else ""
