@@ -1,8 +1,14 @@
 """Find likely label errors by confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068).
 
-The method is `prune by noise rate`, the default of the library cleanlab, whose results this module equals: the confident joint
-estimates how many rows with given label i have the true label j, and for each pair, that many rows with the largest margin
-p(j) - p(i) are reported. Rows whose given label is also the most probable one are never reported.
+The confident joint estimates how many rows with each given label have each true label. From it follows how many rows to report:
+
+- `prune_by_class`, the default: of each class, as many rows as are estimated to be wrong, those with the lowest probability of
+  the given label. In measurements with 5 % of the labels replaced at random it had the highest recall, and the best first rows.
+- `prune_by_noise_rate`: for each pair of a given label i and a true label j, as many rows as are estimated, those with the
+  largest margin p(j) - p(i).
+- `both`: rows that both methods report, a shorter list.
+
+Rows whose given label is also the most probable one are never reported. The lists equal those of the library cleanlab.
 
 Probabilities must come from a model that was not trained on the same rows: those of a validation split, or out-of-fold ones.
 """
@@ -12,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+Method = Literal["prune_by_class", "prune_by_noise_rate", "both"]
 RankBy = Literal["self_confidence", "normalized_margin"]
 
 TOLERANCE = 1e-6  # probabilities that differ by less are equal
@@ -35,12 +42,15 @@ class LabelErrors:
     noise_share: float
 
 
-def find_label_errors(probabilities: np.ndarray, labels: np.ndarray, rank_by: RankBy = "self_confidence") -> LabelErrors:
+def find_label_errors(
+    probabilities: np.ndarray, labels: np.ndarray, method: Method = "prune_by_class", rank_by: RankBy = "self_confidence"
+) -> LabelErrors:
     """Find the rows whose label is probably wrong.
 
     Args:
         probabilities: Predicted probabilities of held-out rows, float of shape (rows, labels).
         labels: Given labels as indices, int of shape (rows,).
+        method: Which rows are reported, see above.
         rank_by: `self_confidence`: the probability of the given label. `normalized_margin`: its difference from the largest
             probability of another label, scaled to the range from 0 to 1.
 
@@ -50,21 +60,21 @@ def find_label_errors(probabilities: np.ndarray, labels: np.ndarray, rank_by: Ra
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     rows, classes = _check(probabilities, labels)
     joint = confident_joint(probabilities, labels)
-    flagged = np.zeros(rows, bool)
+    own = probabilities[np.arange(rows), labels]
+    by_class, by_noise_rate = np.zeros(rows, bool), np.zeros(rows, bool)
     for given in np.flatnonzero(np.bincount(labels, minlength=classes) > 1):  # at least one row of each class stays
         members = np.flatnonzero(labels == given)
-        counts = joint[given].copy()
-        if counts[given] == 0:
-            counts = np.maximum(counts - 1, 0)
+        correct = max(joint[given, given], 1)
+        by_class[members[np.argsort(own[members])[: len(members) - correct]]] = True
+        counts = joint[given] - (joint[given, given] == 0)
         counts[given] = 0
-        for true in np.flatnonzero(counts):
-            margins = probabilities[members, true] - probabilities[members, given]
-            flagged[members[np.argsort(-margins)[: counts[true]]]] = True
-    own = probabilities[np.arange(rows), labels]
+        for true in np.flatnonzero(counts > 0):
+            margins = probabilities[members, true] - own[members]
+            by_noise_rate[members[np.argsort(-margins)[: counts[true]]]] = True
+    flagged = {"prune_by_class": by_class, "prune_by_noise_rate": by_noise_rate, "both": by_class & by_noise_rate}[method]
     others = probabilities.copy()
     others[np.arange(rows), labels] = -np.inf
-    flagged &= others.max(1) > own + TOLERANCE
-    found = np.flatnonzero(flagged)
+    found = np.flatnonzero(flagged & (others.max(1) > own + TOLERANCE))
     scores = (own if rank_by == "self_confidence" else (own - others.max(1) + 1) / 2)[found]
     order = np.argsort(scores, kind="stable")
     return LabelErrors(found[order], others.argmax(1)[found[order]], scores[order], 1 - float(np.trace(joint)) / rows)
@@ -85,7 +95,7 @@ def confident_joint(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
     thresholds = np.array([probabilities[labels == k, k].mean() if given[k] else np.inf for k in range(classes)])
     confident = probabilities >= np.maximum(thresholds, 2 * TOLERANCE) - TOLERANCE
     true = np.where(confident.sum(1) > 1, probabilities.argmax(1), confident.argmax(1))
-    joint = np.zeros((classes, classes))
+    joint = np.zeros((classes, classes), order="F")  # as in cleanlab: the sum below then rounds ties in the same way
     np.add.at(joint, (labels[confident.any(1)], true[confident.any(1)]), 1)
     np.fill_diagonal(joint, joint.diagonal().clip(min=1))
     joint = (joint.T / joint.sum(1) * given).T
