@@ -70,7 +70,7 @@ def read_label_predictions(source: Path) -> LabelPredictions:
     missing = ["reference"] * ("reference" not in columns) + [f"{PREFIX}LABEL for each label"] * (len(names) < 2)
     if missing:
         raise UserError(
-            f"{path}: found the columns {shorten(list(columns))}, but not {' and '.join(missing)}; allowed: predictions of a task "
+            f"{path}: found the columns {shorten(list(columns))}, not {' and '.join(missing)}; allowed: predictions of a task "
             "with one label for each text and at most 200 labels"
         )
     labels = [name.removeprefix(PREFIX) for name in names]
