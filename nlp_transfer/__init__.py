@@ -42,6 +42,7 @@ _PLACES = {
     "Translator": "inference.translator",
     "UserError": "utils.errors",
     "compare": "experiments.compare",
+    "explain": "run.explanations",
     "fine_tune": "fine_tune",
     "load_adapters": "inference.adapter_sets",
     "load_predictor": "inference.loading",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from nlp_transfer.inference.loading import load_translator as load_translator
     from nlp_transfer.inference.predictor import Predictor as Predictor
     from nlp_transfer.inference.translator import Translator as Translator
+    from nlp_transfer.run.explanations import explain as explain
     from nlp_transfer.settings.schema import DataConfig as DataConfig
     from nlp_transfer.settings.schema import RunConfig as RunConfig
     from nlp_transfer.settings.schema import TrainingConfig as TrainingConfig

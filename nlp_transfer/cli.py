@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands import list_label_errors
+from nlp_transfer.commands import embed, explain, list_label_errors
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
@@ -210,7 +210,11 @@ def compare(
 
 
 # Commands in files of their own; each file defines `command` and imports nothing heavy.
-COMMANDS: tuple[click.Command, ...] = (list_label_errors.command,)
+COMMANDS: tuple[click.Command, ...] = (
+    list_label_errors.command,
+    explain.command,
+    embed.command,
+)
 for command in COMMANDS:
     cli.add_command(command)
 

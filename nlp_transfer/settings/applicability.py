@@ -17,6 +17,7 @@ COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "evaluate": ("data.test", "data.on_bad_rows", *FORMAT),
     "predict": FORMAT,
     "translate": FORMAT,
+    "embed": FORMAT,
     "push": (),
 }
 """Dotted names of the settings that have an effect, by command, besides those that tasks mark with `UsedBy`. `*` matches any
