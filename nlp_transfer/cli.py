@@ -18,6 +18,7 @@ from nlp_transfer.commands.options import (
     OVERRIDES,
     OVERWRITE,
     PRECISION,
+    QUIET,
     CompareHelp,
     SettingsHelp,
     TextsHelp,
@@ -78,6 +79,7 @@ def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
 @PRECISION
 @CODE
 @BASE
+@QUIET
 @click.pass_context
 def evaluate(
     ctx: click.Context, model: str, output: Path | None, overwrite: bool, batch_size: int | None, precision: str, base: str | None
@@ -188,6 +190,7 @@ def push(model: Path, repository: str, **options: Any) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Output folder.  [default: output_dir of FILE plus -comparison]")
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not only its predictions.")
 @click.option("--verbose", is_flag=True, help="Show the output of each run.")
+@QUIET
 @CODE
 @click.pass_context
 def compare(
