@@ -144,14 +144,23 @@ def percent(count: float, total: float = 1.0) -> str:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; floats are formatted with `number`."""
-    if not prints(Level.NORMAL):
-        return
-    table = Table(title=Text(shown(title)), title_justify="left")
+    if prints(Level.NORMAL):
+        console.print(_table(title, columns, rows))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table that is the result of a command to standard output. Without a terminal, cells are not folded."""
+    output = _Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 1000)
+    output.print(_table("", columns, rows))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    table = Table(title=Text(shown(title)) if title else None, title_justify="left")
     for i, name in enumerate(columns):  # as Text, since brackets in plain strings are markup
         table.add_column(Text(shown(name)), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(number(cell) if isinstance(cell, float) else Text(shown(str(cell))) for cell in row))
-    console.print(table)
+    return table
 
 
 def show_metrics(metrics: Mapping[str, Mapping[str, float]], title: str = "metrics") -> None:
