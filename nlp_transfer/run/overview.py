@@ -5,6 +5,7 @@ Records may be damaged or written by other programs: such runs are listed with t
 
 import json
 import os
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -16,9 +17,10 @@ from nlp_transfer.evaluation.metrics.scorer import LOWER_IS_BETTER
 from nlp_transfer.run.document import read_document
 from nlp_transfer.security.file_locks import read_record
 from nlp_transfer.utils.console import number
-from nlp_transfer.utils.errors import UserError, brief, shorten
+from nlp_transfer.utils.errors import UserError, brief
 
 RESULT, CONFIG, LOG = "result.json", "config.yaml", "log.jsonl"
+MAX_PROBLEM = 100  # characters in a table
 MAX_DEPTH = 4  # folders below the one that is searched
 
 
@@ -101,7 +103,7 @@ def summarize(path: Path, below: Path, metric: str | None = None) -> RunSummary:
             run.status = "finished"
             result = json.loads(read_record(path / RESULT))
             if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
-                raise ValueError("there are no `metrics` in it")
+                raise ValueError(f"{RESULT}: there are no `metrics` in it")
         _describe(run, config | {key: result[key] for key in ("task", "strategy", "model") if key in result})
         lines = [] if run.status == "finished" else _log_lines(path / LOG)
         run.step = lines[-1].get("step") if lines else (0 if run.status == "unfinished" else None)
@@ -195,7 +197,7 @@ def table_of(runs: Sequence[RunSummary]) -> tuple[list[str], list[list[str]], di
 
 def _status(run: RunSummary) -> str:
     if run.status == "damaged":
-        return f"damaged: {shorten(run.problem or '', 80)}"
+        return f"damaged: {textwrap.shorten(run.problem or '', MAX_PROBLEM, placeholder=' ...')}"
     return f"unfinished, step {run.step}" if run.status == "unfinished" else run.status
 
 
