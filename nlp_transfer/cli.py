@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands import embed, explain, list_label_errors
+from nlp_transfer.commands import embed, explain, init, list_label_errors, runs
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
@@ -19,6 +19,7 @@ from nlp_transfer.commands.options import (
     OVERRIDES,
     OVERWRITE,
     PRECISION,
+    QUIET,
     CompareHelp,
     SettingsHelp,
     TextsHelp,
@@ -79,6 +80,7 @@ def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
 @PRECISION
 @CODE
 @BASE
+@QUIET
 @click.pass_context
 def evaluate(
     ctx: click.Context, model: str, output: Path | None, overwrite: bool, batch_size: int | None, precision: str, base: str | None
@@ -189,6 +191,7 @@ def push(model: Path, repository: str, **options: Any) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Output folder.  [default: output_dir of FILE plus -comparison]")
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not only its predictions.")
 @click.option("--verbose", is_flag=True, help="Show the output of each run.")
+@QUIET
 @CODE
 @click.pass_context
 def compare(
@@ -210,11 +213,7 @@ def compare(
 
 
 # Commands in files of their own; each file defines `command` and imports nothing heavy.
-COMMANDS: tuple[click.Command, ...] = (
-    list_label_errors.command,
-    explain.command,
-    embed.command,
-)
+COMMANDS: tuple[click.Command, ...] = (list_label_errors.command, explain.command, embed.command, init.command, runs.command,)
 for command in COMMANDS:
     cli.add_command(command)
 

@@ -13,12 +13,27 @@ from nlp_transfer.utils.errors import UserError
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
+LEVEL = "nlp_transfer.level"  # key of `click.Context.meta`
+
+
 def _load_code(ctx: click.Context, parameter: click.Parameter, files: tuple[str, ...]) -> None:
     if files:
         from nlp_transfer.settings.extensions import load_code
 
         with importing():
             load_code(files)
+
+
+def _keep_level(ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
+    """Remember the output level, which `SettingsHelp.invoke` applies.
+
+    Raises:
+        UserError: both --quiet and --verbose are given.
+    """
+    if not given:
+        return
+    if ctx.meta.setdefault(LEVEL, parameter.name) != parameter.name:
+        raise UserError("--quiet and --verbose exclude each other; leave one of them out")
 
 
 CODE = click.option(
@@ -44,6 +59,12 @@ BEAMS = click.option(
     help="For generated text: beams of the search; 1: greedy.  [default: as in the model]",
 )
 BASE = click.option("--base", metavar="MODEL", help="Base model of an adapter, if it was moved.  [default: as recorded]")
+QUIET = click.option(
+    "--quiet", is_flag=True, expose_value=False, callback=_keep_level, help="Print only warnings, errors and results."
+)
+VERBOSE = click.option(
+    "--verbose", is_flag=True, expose_value=False, callback=_keep_level, help="Also print details, such as each logged step."
+)
 FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
     click.option(
@@ -76,6 +97,7 @@ FILE_OPTIONS = (
     ),
     CODE,
     BASE,
+    QUIET,
 )
 TRAINING_OPTIONS = (
     click.option(
@@ -88,6 +110,8 @@ TRAINING_OPTIONS = (
     CODE,
     click.option("--allow-hub-metrics", is_flag=True, help="Allow training.hub_metrics to download and run code from the hub."),
     click.option("--push-to", metavar="USER/NAME", help="Push the finished run to the hub; a new repository is private."),
+    QUIET,
+    VERBOSE,
 )
 
 
@@ -108,7 +132,15 @@ def _with_all(parameters: Sequence[Callable[..., Any]], command: Callable[..., A
 
 
 class SettingsHelp(click.Command):
-    """A command that lists its settings in its help."""
+    """A command that lists its settings in its help, and applies --quiet and --verbose."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if LEVEL not in ctx.meta:
+            return super().invoke(ctx)
+        from nlp_transfer.utils.console import Level, output_level
+
+        with output_level(Level[ctx.meta[LEVEL].upper()]):
+            return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from nlp_transfer.settings.applicability import COMMAND_SETTINGS, takes

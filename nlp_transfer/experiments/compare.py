@@ -28,7 +28,7 @@ from nlp_transfer.settings.launch_config import check_launch
 from nlp_transfer.settings.schema import RunConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.utils.atomic_files import write_json
-from nlp_transfer.utils.console import console, say, show_table
+from nlp_transfer.utils.console import Level, console, say, show_table
 from nlp_transfer.utils.distributed import world_size
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, shorten
@@ -265,4 +265,5 @@ class _Runner:
 def _show(summary: Summary, plan: Plan, folder: Path) -> None:
     with_shots = len(plan.shots) > 1
     show_table("comparison", *table(summary, with_shots, brief=console.width < FULL_TABLE_WIDTH))
-    say(*notes(summary, plan.seeds, with_shots), f"all metrics: {folder / 'comparison.csv'}, .json and .html", summary.advice)
+    say(*notes(summary, plan.seeds, with_shots), f"all metrics: {folder / 'comparison.csv'}, .json and .html")
+    say(summary.advice, level=Level.QUIET)

@@ -32,7 +32,7 @@ from nlp_transfer.training.automatic_settings import resolve_settings
 from nlp_transfer.training.callbacks import Callback
 from nlp_transfer.training.standard_callbacks import Augmentation, RowNames
 from nlp_transfer.training.trainer import Trainer
-from nlp_transfer.utils.console import percent, say, show_metrics
+from nlp_transfer.utils.console import Level, number, percent, say, show_metrics
 
 
 def read(run: Run, allow_hub_metrics: bool = False) -> Run:
@@ -128,7 +128,9 @@ def report(run: Run, folder: RunFolder) -> Run:
         finish_run(run, folder)
     run.trainer.accelerator.wait_for_everyone()
     show_metrics(run.metrics, f"metrics, computed in {PRECISION}")
-    say(f"the model is in {folder.path / 'model'}")
+    metric = run.task.scorer.compare_by(run.config.training.best_metric)
+    values = [f"{split} {metric} {number(scores[metric])}" for split, scores in run.metrics.items() if metric in scores]
+    say(f"the model is in {folder.path / 'model'}{'; ' if values else ''}{', '.join(values)}", level=Level.QUIET)
     return run
 
 

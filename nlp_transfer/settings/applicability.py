@@ -13,6 +13,7 @@ FORMAT = ("data.encoding", "data.columns", "data.delimiter", "data.quoting")
 
 COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "train": ("*",),
+    "init": ("*",),
     "compare": ("*", "!training.seed"),
     "evaluate": ("data.test", "data.on_bad_rows", *FORMAT),
     "predict": FORMAT,

@@ -16,7 +16,7 @@ from nlp_transfer.training.callbacks import Batch, Callback, Step, Trainer
 from nlp_transfer.training.gradient import Augment, NotFiniteError
 from nlp_transfer.training.optimizer import MovingAverage, state_by_name
 from nlp_transfer.training.validation_scores import score_validation
-from nlp_transfer.utils.console import Steps, number, say
+from nlp_transfer.utils.console import Level, Steps, number, say
 from nlp_transfer.utils.errors import UserError
 from nlp_transfer.utils.interrupts import Interrupted
 
@@ -54,7 +54,10 @@ class ProgressBar(Callback):
         assert self.steps is not None
         if trainer.run_log.last_step == step.number:
             speed = trainer.position.examples / trainer.position.step_seconds
-            self.steps.note(f"loss {number(trainer.run_log.loss, 3)}, {number(speed, 1)} examples/s")
+            note = f"loss {number(trainer.run_log.loss, 3)}, {number(speed, 1)} examples/s"
+            self.steps.note(note)
+            rate, norm = f"learning rate {step.learning_rate:.3g}", f"gradient norm {number(step.grad_norm, 3)}"
+            say(f"step {step.number}: {note}, {rate}, {norm}", level=Level.VERBOSE)
         self.steps.advance()
 
     def on_phase_end(self, trainer: Trainer, phase: Phase) -> None:

@@ -4,9 +4,14 @@ Standard output is reserved for results, so that it can be piped. Secrets are re
 """
 
 import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from enum import IntEnum
 from functools import cache
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -27,6 +32,67 @@ class _Console(Console):
 console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class Level(IntEnum):
+    """How much is printed."""
+
+    SILENT = 0
+    """Nothing."""
+    QUIET = 1
+    """Warnings and the final result."""
+    NORMAL = 2
+    """Also what was resolved, progress and tables."""
+    VERBOSE = 3
+    """Also details, such as a line for each logged step."""
+
+
+_level: ContextVar[Level] = ContextVar("level", default=Level.NORMAL)
+
+
+@contextmanager
+def output_level(level: Level) -> Iterator[None]:
+    """Context in which this thread prints only what belongs to `level`. Within another one, the lower level applies."""
+    token = _level.set(level if _level.get() is Level.NORMAL else min(level, _level.get()))
+    try:
+        with ExitStack() as libraries:
+            if level < Level.NORMAL:
+                _hide_library_bars(libraries)
+            yield
+    finally:
+        _level.reset(token)
+
+
+def quiet_output(warnings: bool = False) -> Any:
+    """Return a context that prints nothing: no messages, tables and progress, also not of transformers and the hub.
+
+    Example:
+        `with quiet_output(): fine_tune(...)`
+
+    Args:
+        warnings: whether to print warnings and the final result of a run.
+    """
+    return output_level(Level.QUIET if warnings else Level.SILENT)
+
+
+def prints(level: Level) -> bool:
+    """Whether this process prints what belongs to `level`."""
+    return is_main() and _level.get() >= level
+
+
+def _hide_library_bars(exits: ExitStack) -> None:
+    """Hide the progress bars of libraries that are loaded, and the advice of transformers."""
+    if logging := sys.modules.get("transformers.utils.logging"):
+        exits.callback(logging.set_verbosity, logging.get_verbosity())
+        logging.set_verbosity_error()
+        if logging.is_progress_bar_enabled():
+            exits.callback(logging.enable_progress_bar)
+            logging.disable_progress_bar()
+    for name in ("huggingface_hub.utils", "datasets.utils"):
+        library = sys.modules.get(name)
+        if library is not None and not library.are_progress_bars_disabled():
+            exits.callback(library.enable_progress_bars)
+            library.disable_progress_bars()
+
+
 def is_main() -> bool:
     """Whether this is the main process, with rank 0."""
     return rank() == 0
@@ -37,11 +103,16 @@ def shown(text: str) -> str:
     return printable(redact(text))
 
 
-def say(*lines: str) -> None:
-    """Print lines; lines that start with `warning:` are highlighted."""
-    if is_main():
-        for line in lines:
-            console.print(shown(line), style="yellow" if line.startswith("warning:") else None, markup=False)
+def say(*lines: str, level: Level = Level.NORMAL) -> None:
+    """Print lines; lines that start with `warning:` are highlighted.
+
+    Args:
+        level: the lowest output level that prints the lines. It is QUIET for warnings.
+    """
+    for line in lines:
+        is_warning = line.startswith("warning:")
+        if prints(min(level, Level.QUIET) if is_warning else level):
+            console.print(shown(line), style="yellow" if is_warning else None, markup=False)
 
 
 @cache
@@ -73,14 +144,23 @@ def percent(count: float, total: float = 1.0) -> str:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; floats are formatted with `number`."""
-    if not is_main():
-        return
-    table = Table(title=Text(shown(title)), title_justify="left")
+    if prints(Level.NORMAL):
+        console.print(_table(title, columns, rows))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table that is the result of a command to standard output. Without a terminal, cells are not folded."""
+    output = _Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 1000)
+    output.print(_table("", columns, rows))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    table = Table(title=Text(shown(title)) if title else None, title_justify="left")
     for i, name in enumerate(columns):  # as Text, since brackets in plain strings are markup
         table.add_column(Text(shown(name)), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(number(cell) if isinstance(cell, float) else Text(shown(str(cell))) for cell in row))
-    console.print(table)
+    return table
 
 
 def show_metrics(metrics: Mapping[str, Mapping[str, float]], title: str = "metrics") -> None:
@@ -116,7 +196,7 @@ class Steps:
         self.last_printed, self.pause = self.started, self.EVERY
         self.text = ""
         self.bar = None
-        if is_main() and console.is_terminal:
+        if prints(Level.NORMAL) and console.is_terminal:
             spinner = "dots" if console.encoding.lower().startswith("utf") else "line"
             self.bar = Progress(
                 SpinnerColumn(spinner), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
