@@ -86,7 +86,7 @@ def split_off(
         size = 0
         for position in generator.permutation(len(stratum))[:-1].tolist():
             if abs(size + sizes[position] - target) < abs(size - target):
-                selected.append(units.rows(stratum[position]))
+                selected.append(units.rows(int(stratum[position])))
                 size += sizes[position]
         remainder = target - size
     is_aside = np.zeros(len(rows), bool)

@@ -114,8 +114,8 @@ def read_splits(
             problems.raise_if_any()
         if len(chosen) == 0 and by_fold:
             raise UserError(
-                f"data.fold: fold {by_fold.index + 1} of {by_fold.of} is empty, since {len(train)} rows (those with the same input "
-                "or group are in one fold) do not fill it; allowed: fewer folds"
+                f"data.fold: fold {by_fold.index + 1} of {by_fold.of} is empty, since {len(train)} rows (those with the same "
+                "input or group are in one fold) do not fill it; allowed: fewer folds"
             )
         if len(chosen) == 0:
             raise UserError(

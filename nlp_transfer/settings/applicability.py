@@ -14,6 +14,7 @@ FORMAT = ("data.encoding", "data.columns", "data.delimiter", "data.quoting")
 COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "train": ("*",),
     "compare": ("*", "!training.seed"),
+    "cross-validate": ("*", "!data.test", "!data.test_share", "!data.fold"),
     "evaluate": ("data.test", "data.on_bad_rows", *FORMAT),
     "predict": FORMAT,
     "translate": FORMAT,
