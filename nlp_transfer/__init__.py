@@ -29,6 +29,7 @@ _PLACES = {
     "AdapterSet": "inference.adapter_sets",
     "Callback": "training.callbacks",
     "Comparison": "experiments.compare",
+    "CrossValidation": "experiments.cross_validation",
     "DataConfig": "settings.schema",
     "FineTuned": "fine_tune",
     "Predictor": "inference.predictor",
@@ -42,6 +43,7 @@ _PLACES = {
     "Translator": "inference.translator",
     "UserError": "utils.errors",
     "compare": "experiments.compare",
+    "cross_validate": "experiments.cross_validation",
     "explain": "run.explanations",
     "fine_tune": "fine_tune",
     "load_adapters": "inference.adapter_sets",
@@ -83,6 +85,8 @@ if TYPE_CHECKING:
     from nlp_transfer.cli import recipe as recipe
     from nlp_transfer.experiments.compare import Comparison as Comparison
     from nlp_transfer.experiments.compare import compare as compare
+    from nlp_transfer.experiments.cross_validation import CrossValidation as CrossValidation
+    from nlp_transfer.experiments.cross_validation import cross_validate as cross_validate
     from nlp_transfer.fine_tune import FineTuned as FineTuned
     from nlp_transfer.fine_tune import fine_tune as fine_tune
     from nlp_transfer.hub.push import Pushed as Pushed

@@ -164,7 +164,7 @@ class TextsHelp(SettingsHelp):
 
 
 class CompareHelp(SettingsHelp):
-    """The command `compare`, with flags that take several values."""
+    """A command that executes several runs, with flags that take several values."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -173,7 +173,7 @@ class CompareHelp(SettingsHelp):
             if error.param is None or error.param.name != "file":
                 raise
             raise click.UsageError(
-                "Missing argument 'FILE', which precedes the flags: nlp-transfer compare FILE --strategies NAME ...", ctx
+                f"Missing argument 'FILE', which precedes the flags: nlp-transfer {self.name} FILE ...", ctx
             ) from None
 
 

@@ -76,27 +76,17 @@ def split_off(
     Returns:
         Indices (int64, ascending) of the remaining rows and of the split-off rows.
     """
-    unit_of = _units(keys, rows.columns[group] if group else None)
-    # Arrays instead of a list for each unit, since most units of a large corpus are single rows.
-    order = np.argsort(unit_of, kind="stable")
-    starts = np.flatnonzero(np.diff(unit_of[order], prepend=-1))
-    ends = np.append(starts[1:], len(order))
-    by_place = np.argsort(order[starts])  # units in the order of their first rows
-    starts, ends = starts[by_place], ends[by_place]
-    stratum_of = strata[order[starts]]
-    for unit in np.flatnonzero(ends - starts > 1):
-        stratum_of[unit] = Counter(strata[order[starts[unit] : ends[unit]]].tolist()).most_common(1)[0][0]
-    grouped = np.argsort(stratum_of, kind="stable")
+    units = _Units(rows, strata, keys, group)
     generator = np.random.default_rng(seed)
     selected: list[np.ndarray] = [np.zeros(0, np.int64)]
     remainder = 0.0  # rounding error, carried over so that many tiny classes contribute their share in total
-    for units in np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1):
-        sizes = (ends - starts)[units].tolist()
+    for stratum in units.by_stratum:
+        sizes = units.sizes[stratum].tolist()
         target = sum(sizes) * share + remainder
         size = 0
-        for position in generator.permutation(len(units))[:-1].tolist():
+        for position in generator.permutation(len(stratum))[:-1].tolist():
             if abs(size + sizes[position] - target) < abs(size - target):
-                selected.append(order[starts[units[position]] : ends[units[position]]])
+                selected.append(units.rows(int(stratum[position])))
                 size += sizes[position]
         remainder = target - size
     is_aside = np.zeros(len(rows), bool)
@@ -104,7 +94,64 @@ def split_off(
     return np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
 
 
-def _units(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
+def draw_folds(rows: Rows, folds: int, strata: np.ndarray, keys: np.ndarray, group: str | None, seed: int) -> np.ndarray:
+    """Divide the rows into stratified folds of nearly equal size, without dividing a unit (see `split_off`).
+
+    In each stratum, the units are visited in random order, the larger ones first. Each goes to the fold with the fewest rows of
+    the stratum; of several such folds, to the smallest.
+
+    Args:
+        folds: Number of folds.
+        strata: Stratum of each row, int of shape (rows,).
+        keys: Keys of the inputs, int64 of shape (rows,).
+
+    Returns:
+        The fold of each row, int64 of shape (rows,), from 0 to `folds` - 1. A fold is empty if there are fewer units than folds.
+    """
+    units = _Units(rows, strata, keys, group)
+    generator = np.random.default_rng(seed)
+    fold_of = np.zeros(len(rows), np.int64)
+    totals = np.zeros(folds, np.int64)
+    for stratum in units.by_stratum:
+        visited = generator.permutation(stratum)
+        sizes = np.zeros(folds, np.int64)
+        for unit in visited[np.argsort(-units.sizes[visited], kind="stable")].tolist():
+            fold = np.lexsort((totals, sizes))[0]
+            fold_of[units.rows(unit)] = fold
+            sizes[fold] += units.sizes[unit]
+            totals[fold] += units.sizes[unit]
+    return fold_of
+
+
+class _Units:
+    """The units of the rows, which are never divided.
+
+    Attributes:
+        sizes: Number of rows of each unit, int64.
+        by_stratum: The units of each stratum. A unit belongs to the stratum of most of its rows.
+    """
+
+    def __init__(self, rows: Rows, strata: np.ndarray, keys: np.ndarray, group: str | None) -> None:
+        unit_of = _unit_numbers(keys, rows.columns[group] if group else None)
+        # Arrays instead of a list for each unit, since most units of a large corpus are single rows.
+        order = np.argsort(unit_of, kind="stable")
+        starts = np.flatnonzero(np.diff(unit_of[order], prepend=-1))
+        ends = np.append(starts[1:], len(order))
+        by_place = np.argsort(order[starts])  # units in the order of their first rows
+        self._order, self._starts, self._ends = order, starts[by_place], ends[by_place]
+        self.sizes = self._ends - self._starts
+        stratum_of = strata[order[self._starts]]
+        for unit in np.flatnonzero(self.sizes > 1):
+            stratum_of[unit] = Counter(strata[self.rows(unit)].tolist()).most_common(1)[0][0]
+        grouped = np.argsort(stratum_of, kind="stable")
+        self.by_stratum = np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1)
+
+    def rows(self, unit: int) -> np.ndarray:
+        """Return the indices of the rows of a unit, int64."""
+        return np.asarray(self._order[self._starts[unit] : self._ends[unit]])
+
+
+def _unit_numbers(keys: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
     """Return the unit of each row, int64 of shape (rows,). Rows that are connected by keys or groups are in one unit."""
     by_key = _numbered(keys)
     if groups is None:

@@ -17,7 +17,7 @@ from nlp_transfer.data.parallel_texts import filter_pairs
 from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.sources.text_columns import fingerprints, normalized
-from nlp_transfer.data.split_sampling import describe_repeats, draw_shots, split_off
+from nlp_transfer.data.split_sampling import describe_repeats, draw_folds, draw_shots, split_off
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
 from nlp_transfer.utils.errors import BadRow, Problems, UserError
 
@@ -90,21 +90,33 @@ def read_splits(
     keys = {role: input_keys(task, rows) for role, rows in provided.items()}
     splits.notes += describe_repeats(keys, cache(lambda role: fingerprints(input_texts(task, provided[role]))))
     whole: Any = None  # of all provided training rows
+    split_seed = seed if data.split_seed is None else data.split_seed
     for role, share in (("test", data.test_share), ("validation", data.validation_part)):
         if role in provided or role not in data.splits:
             continue
         train = splits.rows["train"]
         described = task.describe(train)
         whole = whole or described
-        remaining, chosen = split_off(train, share, described.strata, keys["train"], data.group, seed)
+        by_fold = data.fold if role == "test" else None
+        if by_fold:
+            fold_of = draw_folds(train, by_fold.of, described.strata, keys["train"], data.group, split_seed)
+            remaining, chosen = np.flatnonzero(fold_of != by_fold.index), np.flatnonzero(fold_of == by_fold.index)
+        else:
+            remaining, chosen = split_off(train, share, described.strata, keys["train"], data.group, split_seed)
         least = max(MIN_VALIDATION_ROWS, MIN_VALIDATION_ROWS_PER_CLASS * len(described.classes))
         is_small = role == "validation" and len(chosen) < least
         if is_small and data.validation_share == "auto" and not needs_validation:
             splits.notes.append(_without_validation(share, len(chosen), len(train), least))
             continue
         if data.shots != 1:
-            problems.extend(f"{obstacle}, or a file as data.{role}, or data.{role}_share: 0" for obstacle in whole.obstacles)
+            otherwise = "" if by_fold else f", or a file as data.{role}, or data.{role}_share: 0"
+            problems.extend(f"{obstacle}{otherwise}" for obstacle in whole.obstacles)
             problems.raise_if_any()
+        if len(chosen) == 0 and by_fold:
+            raise UserError(
+                f"data.fold: fold {by_fold.index + 1} of {by_fold.of} is empty, since {len(train)} rows (those with the same "
+                "input or group are in one fold) do not fill it; allowed: fewer folds"
+            )
         if len(chosen) == 0:
             raise UserError(
                 f"data.{role}_share: {share} of {len(train)} rows leaves no row for {role}; allowed: a larger share, 0, or "
@@ -112,7 +124,8 @@ def read_splits(
             )
         splits.rows |= {"train": train.select(remaining), role: train.select(chosen)}
         keys |= {"train": keys["train"][remaining], role: keys["train"][chosen]}
-        splits.notes.append(f"{role}: {len(chosen)} rows set aside from train (stratified, seed {seed})")
+        part = f", fold {by_fold.index + 1} of {by_fold.of}" if by_fold else ""
+        splits.notes.append(f"{role}: {len(chosen)} rows set aside from train{part} (stratified, seed {split_seed})")
         if is_small:
             splits.notes.append(
                 f"warning: validation: only {len(chosen)} rows (fewer than {least}) select the best weights; "
@@ -168,7 +181,7 @@ _KEPT: dict[str, tuple[dict[str, Rows], Any]] = {}
 def keep_rows(data: DataConfig, task: Any, training: TrainingConfig) -> None:
     """Read and check the rows now. Later calls of `read_splits` with these settings, in this process and its forks, reuse them.
 
-    Those calls may have other shares, shots and seeds.
+    Those calls may have other shares, folds, shots and seeds.
 
     Raises:
         UserError: Lists the problems of all sources.
@@ -179,7 +192,10 @@ def keep_rows(data: DataConfig, task: Any, training: TrainingConfig) -> None:
 
 def _key(data: DataConfig, task: Any, training: TrainingConfig) -> str | None:
     """Return the settings on which the rows depend, as JSON. None: a source is an object in memory."""
-    settings = [data.model_dump(exclude={"shots", "validation_share", "test_share"}), training.model_dump(exclude={"seed"})]
+    settings = [
+        data.model_dump(exclude={"shots", "validation_share", "test_share", "fold", "split_seed"}),
+        training.model_dump(exclude={"seed"}),
+    ]
     try:
         return json.dumps([task.document(), *settings])
     except TypeError:
@@ -231,9 +247,12 @@ def input_keys(task: Any, rows: Rows) -> np.ndarray:
 
 
 def check_shares(data: DataConfig, problems: Problems) -> None:
-    """Add a problem if both a test share and `data.test` are set, and one if the shares leave no training rows."""
+    """Add a problem if two of test share, fold and `data.test` are set, and one if the shares leave no training rows."""
     if data.test is not None and data.test_share:
         problems.add(f"data.test_share: found {data.test_share} together with data.test; allowed: one of the two")
+    if data.fold and (data.test is not None or data.test_share):
+        other = "test" if data.test is not None else "test_share"
+        problems.add(f"data.fold: found together with data.{other}; allowed: one of the two")
     if data.train is not None and data.validation is None and data.validation_part + data.test_share >= 1:
         problems.add(
             f"data.validation_share: found {data.validation_part:g} with test_share {data.test_share}; allowed: a sum below 1"

@@ -87,9 +87,13 @@ def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool) -> dict[s
     if not uses_unlabelled:
         reasons[f"{prefix}.{UNLABELLED}"] = "the strategy, with these settings, does not use unlabeled rows"
     if data.train is None:
-        reasons |= {f"{prefix}.{name}": "there is no data.train" for name in ("validation_share", "test_share", "shots", "group")}
-    elif not any(getattr(data, role) is None and getattr(data, f"{role}_share") for role in ("validation", "test")):
-        reasons[f"{prefix}.group"] = "no split is created: validation and test are given, or their shares are 0"
+        names = ("validation_share", "test_share", "fold", "shots", "group", "split_seed")
+        reasons |= {f"{prefix}.{name}": "there is no data.train" for name in names}
+    elif not data.fold and not any(
+        getattr(data, role) is None and getattr(data, f"{role}_share") for role in ("validation", "test")
+    ):
+        no_split = "no split is created: validation and test are given, or their shares are 0"
+        reasons |= {f"{prefix}.{name}": no_split for name in ("group", "split_seed")}
     sources = [getattr(data, role) for role in ("train", "validation", "test", UNLABELLED)]
     used = format_settings(source for source in sources if source is not None)
     for name in FORMAT:

@@ -6,15 +6,24 @@ from pathlib import Path
 from markupsafe import Markup
 
 from nlp_transfer.experiments.advice import show, show_seconds
-from nlp_transfer.experiments.results_table import notes, table
+from nlp_transfer.experiments.results_table import table
 from nlp_transfer.experiments.summary_rows import Summary, SummaryRow, largest
 from nlp_transfer.report.plots import Point, cost_plot, interval_plot, learning_curves, plot_style, to_svg
 from nlp_transfer.report.rendering import render_html
 from nlp_transfer.utils.atomic_files import write_bytes
 
 
-def write_page(path: Path, summary: Summary, seeds: Sequence[int]) -> None:
-    """Write the advice, the table, its notes and the plots to a self-contained HTML file."""
+def write_page(
+    path: Path, summary: Summary, lines: Sequence[str], heading: str = "Strategies compared",
+    further: Sequence[tuple[str, Markup]] = (),
+) -> None:  # fmt: skip
+    """Write the advice, the table, its notes and the plots to a self-contained HTML file.
+
+    Args:
+        lines: notes below the table.
+        heading: beginning of the heading of the page.
+        further: headings and plots to add.
+    """
     with_shots = len({row.shots for row in summary.rows}) > 1
     title = f"{summary.metric} on {summary.split}"
     sign = -1 if summary.higher else 1
@@ -26,8 +35,8 @@ def write_page(path: Path, summary: Summary, seeds: Sequence[int]) -> None:
         for row, texts in zip(summary.rows, cells, strict=True)
     ]
     page = render_html(
-        "comparison.html", title=title, advice=summary.advice, head=head, rows=rows, notes=notes(summary, seeds, with_shots),
-        plots=_plots(summary, ranked, title, with_shots),
+        "comparison.html", title=title, heading=heading, advice=summary.advice, head=head, rows=rows, notes=lines,
+        plots=[*_plots(summary, ranked, title, with_shots), *further],
     )  # fmt: skip
     write_bytes(path, page.encode(errors="replace"))  # command-line arguments may contain bytes that are not UTF-8
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.data.unused_settings import describe_unused
-from nlp_transfer.run.document import parse_overrides
+from nlp_transfer.run.document import merge, parse_overrides
 from nlp_transfer.run.resolve import as_plain, check_best_metric, resolve
 from nlp_transfer.run.run import Run
 from nlp_transfer.settings.base_settings import Document
@@ -33,6 +33,8 @@ class Variant:
     """Whether the strategy takes optimizer steps. If not, learning rates have no effect."""
     unused: frozenset[str] = frozenset()
     """Dotted names of settings without effect under this strategy. Its runs omit them."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Dotted names and values of settings that override those of the document."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,21 @@ class PlannedRun:
     seed: int
     rate: float = 1.0
     """Factor by which the strategy's default learning rate is multiplied."""
+    fold: int | None = None
+    """The fold that the run is tested on, counted from 0. None: the test split."""
 
     @property
     def name(self) -> str:
         """The name of the run's folder."""
         label = re.sub(r"[^\w.=+,-]+", "_", self.variant.label).strip("_")
-        return f"{label}-{shots_text(self.shots)}-{self.seed}" + (f"-{self.rate:g}" if self.rate != 1 else "")
+        rate = f"-{self.rate:g}" if self.rate != 1 else ""
+        return f"{label}-{shots_text(self.shots)}-{self.seed}{rate}" + ("" if self.fold is None else f"-fold{self.fold + 1}")
 
     def describe(self, with_shots: bool) -> str:
-        """Return strategy, seed, shots and rate for a progress line."""
+        """Return strategy, seed, shots, rate and fold for a progress line."""
         shots = f", {shots_text(self.shots)} per label" if with_shots and self.shots else ", all rows" if with_shots else ""
-        return f"{self.variant.label}, seed {self.seed}{shots}" + (f", {self.rate:g} x rate" if self.rate != 1 else "")
+        rate = f", {self.rate:g} x rate" if self.rate != 1 else ""
+        return f"{self.variant.label}, seed {self.seed}{shots}{rate}" + ("" if self.fold is None else f", fold {self.fold + 1}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class Plan:
     seeds: list[int]
     shots: list[int | None]
     rates: list[float]
+    folds: int | None = None
+    """Number of folds of a cross-validation. None: the runs are tested on the test split."""
 
     def document(self, run: PlannedRun, folder: Path) -> Document:
         """Return the settings of one run.
@@ -79,18 +87,32 @@ class Plan:
             {name: value for name, value in self.base.get(part, {}).items() if f"{part}.{name}" not in run.variant.unused}
             for part in ("data", "training")
         )
-        return {
+        fold = {} if self.folds is None else {"fold": {"index": run.fold, "of": self.folds}}
+        document = {
             **self.base,
             "strategy": run.variant.document,
-            "data": {**data, "shots": run.shots},
+            "data": {**data, "shots": run.shots, **fold},
             "training": {**training, "seed": run.seed},
             "output_dir": str(folder / "runs" / run.name),
         }
+        return merge(document, run.variant.settings)[0]
 
     @property
     def run_count(self) -> int:
         """The number of runs: every rate with the first seed, and the selected rate with the other seeds."""
-        return sum(len(self.shots) * (len(self.rates_of(variant)) + len(self.seeds) - 1) for variant in self.variants)
+        runs = sum(len(self.shots) * (len(self.rates_of(variant)) + len(self.seeds) - 1) for variant in self.variants)
+        return runs * (self.folds or 1)
+
+    def all_runs(self) -> list[PlannedRun]:
+        """Return every run that the plan can contain: for each seed, fold, number of shots, strategy and rate."""
+        return [
+            PlannedRun(variant, shots, seed, rate, fold)
+            for seed in self.seeds
+            for fold in (range(self.folds) if self.folds else [None])
+            for shots in self.shots
+            for variant in self.variants
+            for rate in self.rates_of(variant)
+        ]
 
     def rates_of(self, variant: Variant) -> list[float]:
         """Return the factors to try on a strategy's learning rate."""
@@ -103,17 +125,20 @@ def shots_text(shots: int | None) -> str:
 
 
 def make_plan(
-    raw: Document, strategies: Sequence[Any], seeds: Sequence[Any], shots: Sequence[Any] | None, rates: Sequence[Any] | None
-) -> tuple[Plan, list[Run]]:
+    raw: Document, strategies: Sequence[Any], seeds: Sequence[Any], shots: Sequence[Any] | None, rates: Sequence[Any] | None,
+    folds: int | None = None, command: str = "compare",
+) -> tuple[Plan, list[Run]]:  # fmt: skip
     """Make the plan of a comparison, and resolve one run per strategy.
 
     Args:
         raw: the settings that all runs share, and defaults for strategies.
+        folds: number of folds of a cross-validation. None: the strategies are compared on the test split.
+        command: name of the command, for messages.
 
     Raises:
         UserError: settings or arguments are invalid. The message lists all problems.
     """
-    problems = Problems("compare")
+    problems = Problems(command)
     data, with_shots = raw.get("data"), shots is not None
     document_shots = data.get("shots") if isinstance(data, Mapping) else None
     shots = [document_shots] if shots is None else shots
@@ -124,6 +149,7 @@ def make_plan(
         _numbers("seeds", seeds, _parse_seed, "whole numbers from 0, each once", problems),
         [None if value == ALL else value for value in points],
         _numbers("rates", [1] if rates is None else rates, _parse_rate, "numbers above 0, each once", problems),
+        folds,
     )
     if rates is not None:
         _check_rates(raw, problems)
@@ -175,7 +201,8 @@ def _resolve_all(raw: Document, plan: Plan, problems: Problems) -> list[Run]:
     labels_by_message: dict[str, list[str]] = {}
     variants = plan.variants or [Variant("full", {"name": "full"})]
     for variant in variants:
-        run = PlannedRun(variant, (plan.shots or [None])[0], (plan.seeds or [0])[0])
+        fold = None if plan.folds is None else 0
+        run = PlannedRun(variant, (plan.shots or [None])[0], (plan.seeds or [0])[0], fold=fold)
         try:
             runs.append(resolve(plan.document(run, Path("comparison")), shared=True))
         except UserError as error:

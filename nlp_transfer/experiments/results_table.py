@@ -21,11 +21,13 @@ def table(summary: Summary, with_shots: bool, brief: bool = False) -> tuple[list
         with_shots: whether to include the number of training rows per label.
         brief: whether to omit columns that do not fit on a narrow terminal.
     """
+    with_deviation = any(row.deviation is not None for row in summary.rows)
     two_tests = any(row.p_best != row.p for row in summary.rows)
     columns: list[tuple[bool, str, Callable[[SummaryRow], str]]] = [
         (True, "strategy", _name),
         (with_shots, "per label", lambda row: shots_text(row.shots)),
         (True, summary.metric if brief else f"{summary.metric} ({summary.split})", lambda row: show(row.mean or 0)),
+        (with_deviation, "sd", lambda row: show(row.deviation or 0)),
         (True, "interval" if brief else "95 % interval", lambda row: _interval(row.low, row.high, show)),
         (not brief, "to the first", _difference),
         (True, "p first" if two_tests else "p", lambda row: _p(row.p)),
@@ -68,12 +70,14 @@ def notes(summary: Summary, seeds: Sequence[int], with_shots: bool) -> list[str]
     return list(dict.fromkeys(lines))
 
 
-def write_tables(folder: Path, summary: Summary, seeds: Sequence[int]) -> None:
-    """Write `comparison.csv` with a line per row, and `comparison.json` with all results and the advice."""
+def write_tables(folder: Path, summary: Summary, seeds: Sequence[int], name: str = "comparison") -> None:
+    """Write `NAME.csv` with a line per row, and `NAME.json` with all results and the advice."""
     documents = [asdict(row) for row in summary.rows]
     lines = []
     for row, document in zip(summary.rows, documents, strict=True):
         line = {"strategy": document.pop("label"), **document}
+        if line["deviation"] is None:
+            del line["deviation"]
         del line["metrics"]
         line |= {"shots": shots_text(row.shots), "seeds": " ".join(map(str, row.seeds))}
         line |= {"metric": summary.metric, "split": summary.split}
@@ -83,9 +87,9 @@ def write_tables(folder: Path, summary: Summary, seeds: Sequence[int]) -> None:
     writer = csv.DictWriter(text, dict.fromkeys(name for line in lines for name in line))
     writer.writeheader()
     writer.writerows(lines)
-    write_bytes(folder / "comparison.csv", text.getvalue().encode())
+    write_bytes(folder / f"{name}.csv", text.getvalue().encode())
     write_json(
-        folder / "comparison.json",
+        folder / f"{name}.json",
         {
             "metric": summary.metric, "split": summary.split, "higher_is_better": summary.higher, "seeds": list(seeds),
             "rows": [asdict(row) for row in summary.rows], "advice": summary.advice,

@@ -1,4 +1,4 @@
-"""A server process that forks for each run of a comparison.
+"""A server process that forks for each run of an experiment.
 
 The server imports the toolkit and reads the data once for all runs. Each run has a separate process, so that its peak memory can
 be measured and a crash does not end the other runs. The server reads each job as a pickle from standard input and writes its
@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.data.splits import keep_rows, read_splits
-from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS_FILE
+from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS_FILE, Pruned
 from nlp_transfer.fine_tune import FineTuned, fine_tune
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.security.child_processes import end_with_input, end_with_parent, run_forked
@@ -32,6 +32,7 @@ from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.extensions import load_code
 from nlp_transfer.strategies import Strategy, strategy_from
+from nlp_transfer.training.callbacks import Callback
 from nlp_transfer.utils.atomic_files import open_for_append, replacing, write_json
 from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.environment import finish_output
@@ -103,13 +104,17 @@ def _run_job(job: dict[str, Any]) -> int:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     try:
-        run = _run(job["document"], job["rate"])
+        run = _run(job["document"], job["rate"], job["callbacks"])
         keep_results(run, job["keep_models"])
         return 0
     except UserError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         write_json(folder / OUTCOME, {"impossible": str(error)})
         return 2
+    except Pruned as reason:
+        print(reason, file=sys.stderr)
+        write_json(folder / OUTCOME, {"pruned": str(reason)})
+        return 0
     except BaseException as error:
         traceback.print_exc()
         write_json(folder / OUTCOME, {"failed": traceback.format_exception_only(error)[-1].strip()})
@@ -118,10 +123,10 @@ def _run_job(job: dict[str, Any]) -> int:
         finish_output()
 
 
-def _run(document: dict[str, Any], rate: float) -> FineTuned:
+def _run(document: dict[str, Any], rate: float, callbacks: Sequence[Callback]) -> FineTuned:
     if rate == 1:
-        return fine_tune(document)
-    return fine_tune(document, strategy=with_rate(strategy_from(document["strategy"]), rate))
+        return fine_tune(document, callbacks=callbacks)
+    return fine_tune(document, strategy=with_rate(strategy_from(document["strategy"]), rate), callbacks=callbacks)
 
 
 def with_rate(strategy: Strategy, factor: float) -> Strategy:

@@ -1,4 +1,4 @@
-"""The runs of a comparison: reading their outcomes, and executing them in a server process."""
+"""The runs of an experiment: reading their outcomes, and executing them in a server process."""
 
 import contextlib
 import json
@@ -32,6 +32,10 @@ from nlp_transfer.utils.errors import UserError
 OUTCOME, PREDICTIONS_FILE, LOG = "outcome.json", "predictions.npz", "log.txt"
 
 
+class Pruned(Exception):  # noqa: N818  # not an error
+    """Ends the run of a search early, with the reason. A callback raises it."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of a run: a result, the reason why it is impossible with these settings, or the error that ended it.
@@ -43,6 +47,7 @@ class Outcome:
         stored_bytes: size of the adapter, or of the model if there is no adapter.
         impossible: why the run is impossible with these settings.
         failed: last line of the error that ended the run.
+        pruned: why the run of a search was ended early.
     """
 
     folder: Path
@@ -51,6 +56,7 @@ class Outcome:
     stored_bytes: int = 0
     impossible: str = ""
     failed: str = ""
+    pruned: str = ""
 
     def metric(self, split: str, name: str) -> float | None:
         """Return a metric of a split, or None if it is missing or undefined."""
@@ -98,8 +104,15 @@ class _Failed:
 
 
 @dataclass(frozen=True)
+class _Pruned:
+    __pydantic_config__ = _STRICT
+
+    pruned: str
+
+
+@dataclass(frozen=True)
 class _Result:
-    """The fields of `result.json` that a comparison reads."""
+    """The fields of `result.json` that an experiment reads."""
 
     task: dict[str, Any]
     metrics: dict[str, dict[str, float | None]]
@@ -110,7 +123,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     """Read the outcome of a run. Return None if the run has not ended or its files are damaged."""
     path = folder / OUTCOME
     try:
-        record = TypeAdapter(_Done | _Impossible | _Failed).validate_json(path.read_bytes(), strict=True)
+        record = TypeAdapter(_Done | _Impossible | _Failed | _Pruned).validate_json(path.read_bytes(), strict=True)
         if not isinstance(record, _Done):
             return Outcome(folder, **asdict(record))
         for path in (folder / PREDICTIONS_FILE, folder / "result.json"):
@@ -155,7 +168,9 @@ class RunServer:
         rows = {name: Rows({}, files, nothing, nothing, *origin) for name, (files, *origin) in reply["origins"].items()}
         return Splits(rows, reply["notes"], validation_share=reply["validation_share"])
 
-    def run(self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any]) -> Outcome:
+    def run(
+        self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any], callbacks: Sequence[Any] = ()
+    ) -> Outcome:
         """Execute a run, or resume it if it is unfinished.
 
         Args:
@@ -163,6 +178,7 @@ class RunServer:
             rate: factor by which the strategy's default learning rate is multiplied.
             keep_models: whether to keep the model.
             notes: JSON documents to write into the run's folder, by file name.
+            callbacks: callbacks of the run, which can be pickled.
         """
         folder = Path(document["output_dir"])
         if (folder / "result.json").exists():  # killed after the run had finished, before its predictions were saved
@@ -171,7 +187,8 @@ class RunServer:
         (folder / OUTCOME).unlink(missing_ok=True)
         for name, note in notes.items():
             write_json(folder / name, note)
-        status = self._request({"document": document, "rate": rate, "keep_models": keep_models}, folder / LOG)
+        job = {"document": document, "rate": rate, "keep_models": keep_models, "callbacks": list(callbacks)}
+        status = self._request(job, folder / LOG)
         outcome = read_outcome(folder)
         if outcome is None:  # killed
             reason = f"the process was ended by signal {-status}" if status < 0 else f"the process ended with status {status}"
@@ -239,10 +256,10 @@ class RunServer:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Create the folder of a comparison, and lock it within the context.
+    """Create the folder of an experiment, and lock it within the context.
 
     Raises:
-        UserError: another comparison uses the folder, it belongs to a run, or it cannot be written.
+        UserError: another experiment uses the folder, it belongs to a run, or it cannot be written.
     """
     try:
         if clash := [name for name in RUN_FILES if (folder / name).exists()]:
@@ -250,8 +267,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_now(
             folder / ".lock",
-            f"--output: another comparison is running in {folder}; wait for it, or choose another folder",
-            "a second comparison in it is not prevented",
+            f"--output: another experiment is running in {folder}; wait for it, or choose another folder",
+            "a second experiment in it is not prevented",
         )
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be written: {error.strerror}; allowed: another folder") from None

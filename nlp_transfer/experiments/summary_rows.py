@@ -31,6 +31,8 @@ class SummaryRow:
     """Mean of the metric over the seeds, with its 95 % interval from `low` to `high`."""
     low: float | None = None
     high: float | None = None
+    deviation: float | None = None
+    """Standard deviation over the folds of a cross-validation."""
     difference: float | None = None
     """Mean difference from the first strategy over common seeds. The interval needs at least two common seeds."""
     difference_low: float | None = None
@@ -61,6 +63,8 @@ class Summary:
     split: str
     higher: bool
     """Whether higher values of the metric are better."""
+    name: str = "comparison"
+    """Name of the files of the results."""
 
 
 def summarize(plan: Plan, chosen: Chosen, run: Any) -> Summary:
@@ -162,7 +166,7 @@ def _row(
         stored_bytes=max(outcome.stored_bytes for outcome in done.values()),
         rate=ended[next(iter(done))][0].rate,
         note="; ".join(notes),
-        metrics=_mean_metrics(results),
+        metrics=mean_metrics(results),
     )
 
 
@@ -176,7 +180,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _mean_metrics(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def mean_metrics(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the mean over the runs of each metric that all runs have, by split and metric."""
     return {
         split: {

@@ -38,7 +38,23 @@ def _optimizer_name(value: Any) -> Any:
 
 Code = Annotated[str, BeforeValidator(_by_name), AfterValidator(_has_module)]
 """A user-defined class or function, as `package.module:NAME`."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SEPARATORS = {"tab": "\t", "\\t": "\t", "semicolon": ";", "comma": ",", "pipe": "|"}
+
+
+class FoldConfig(Settings):
+    """One of the folds of a cross-validation."""
+
+    index: Annotated[int, Field(ge=0)]
+    """Number of the fold, counted from 0."""
+    of: Annotated[int, Field(ge=2)]
+    """Number of folds."""
+
+    @model_validator(mode="after")
+    def _exists(self) -> "FoldConfig":
+        if self.index >= self.of:
+            raise ValueError(f"an index from 0 to {self.of - 1}")
+        return self
 
 
 class DataConfig(Settings):
@@ -59,6 +75,11 @@ class DataConfig(Settings):
     0 if that gives fewer than 20 rows or 3 per class and no other setting needs validation."""
     test_share: Share = 0.0
     """Share of train to use for testing if `test` is null. The split is stratified and depends on `training.seed`."""
+    fold: FoldConfig | None = None
+    """Test on one fold of train, as each run of a cross-validation does, such as {index: 0, of: 5}. The folds are stratified and
+    depend on `training.seed`. null: no folds."""
+    split_seed: Seed | None = None
+    """Seed of the splits and folds. null: `training.seed`."""
     shots: Count | None = None
     """Number of training rows to sample per label, after splitting. null: all rows. The sample depends on `training.seed`; a
     smaller sample is a subset of a larger one. regression: rows per tenth of the target range. multi_label: a row counts for its
@@ -88,7 +109,7 @@ class DataConfig(Settings):
     @property
     def splits(self) -> list[str]:
         """Names of the labeled splits that have a source or are split off train."""
-        shares = {"train": 0, "validation": self.validation_share, "test": self.test_share}
+        shares = {"train": 0, "validation": self.validation_share, "test": self.test_share or self.fold}
         return [role for role, share in shares.items() if getattr(self, role) is not None or (share and self.train is not None)]
 
     @property
@@ -242,7 +263,7 @@ class TrainingConfig(Settings):
     is required."""
     logging_steps: Count = 10
     """Number of optimizer steps between two lines of `log.jsonl`."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """Random seed of splits, data order, new weights and dropout."""
 
     @field_validator("class_weights", mode="before")

@@ -23,7 +23,7 @@ from nlp_transfer.evaluation.resampling import ResampledMetric, ScoredSplit, res
 from nlp_transfer.experiments.advice import Candidate, advise, show, show_bytes, show_seconds
 from nlp_transfer.experiments.comparison_page import write_page
 from nlp_transfer.experiments.plan import PlannedRun, make_plan, read_strategies
-from nlp_transfer.experiments.results_table import table, write_tables
+from nlp_transfer.experiments.results_table import notes, table, write_tables
 from nlp_transfer.experiments.summary_rows import Summary, SummaryRow
 from nlp_transfer.report import plots
 from nlp_transfer.settings.schema import DataConfig, TrainingConfig
@@ -528,7 +528,7 @@ def measured(strategies: int = 13, shots: list[int | None] | None = None) -> Sum
 def test_page_is_self_contained(tmp_path: Path, strategies: int, shots: list[int | None] | None) -> None:
     pages = []
     for name in ("page.html", "again.html"):
-        write_page(tmp_path / name, measured(strategies, shots), [0, 1])
+        write_page(tmp_path / name, (summary := measured(strategies, shots)), notes(summary, [0, 1], len(shots) > 1))
         pages.append((tmp_path / name).read_text(encoding="utf-8"))
     page = pages[0]
     assert pages[1] == page, "the same summary gives the same file"
