@@ -5,7 +5,9 @@ Standard output is reserved for results, so that it can be piped. Secrets are re
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 from rich.console import Console
@@ -19,6 +21,8 @@ from nlp_transfer.utils.distributed import rank
 
 
 class _Console(Console):
+    as_warnings = False
+
     def on_broken_pipe(self) -> None:
         """Raise BrokenPipeError for the caller to handle; rich would exit with status 1."""
         raise BrokenPipeError
@@ -41,7 +45,20 @@ def say(*lines: str) -> None:
     """Print lines; lines that start with `warning:` are highlighted."""
     if is_main():
         for line in lines:
+            if console.as_warnings and line.startswith("warning:"):
+                warnings.warn(shown(line).removeprefix("warning: "), stacklevel=2)
             console.print(shown(line), style="yellow" if line.startswith("warning:") else None, markup=False)
+
+
+@contextmanager
+def messages_as_warnings() -> Iterator[None]:
+    """Print nothing. Lines that start with `warning:` become Python warnings."""
+    before = console.quiet, console.as_warnings
+    console.quiet = console.as_warnings = True
+    try:
+        yield
+    finally:
+        console.quiet, console.as_warnings = before
 
 
 @cache
