@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 
 from nlp_transfer.fine_tune import fine_tune
@@ -109,11 +109,15 @@ class FineTunedEstimator(BaseEstimator):
         tags.target_tags.required = True
         return tags
 
+    def _texts(self, X: Any, reset: bool = False) -> np.ndarray:
+        """Return the texts in `X`, an array of objects of shape (rows, columns)."""
+        return read_texts(self, X, reset)
+
     def _read(self, X: Any, y: Any, sample_weight: Any) -> tuple[np.ndarray, Any, np.ndarray | None]:
         """Return the texts, the targets and the weights of the rows whose weight is not 0."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        texts = read_texts(self, X, reset=True)
+        texts = self._texts(X, reset=True)
         check_consistent_length(texts, y)
         if sample_weight is None:
             return texts, y, None
@@ -121,8 +125,8 @@ class FineTunedEstimator(BaseEstimator):
         used = np.flatnonzero(weights)
         if not len(used):
             raise UserError("sample_weight: every row has the weight 0; allowed: a positive weight of at least one row")
-        y = y.iloc[used] if hasattr(y, "iloc") else y[used] if isinstance(y, np.ndarray) else [y[i] for i in used]
-        return texts[used], y, weights[used]
+        y = y if hasattr(y, "iloc") or isinstance(y, (list, tuple)) else np.asarray(y)
+        return texts[used], _safe_indexing(y, used), weights[used]
 
     def _fit(self, texts: np.ndarray, targets: Any, weights: np.ndarray | None, task: dict[str, Any]) -> Self:
         """Fine-tune on texts of shape (rows, columns), and keep the model.
@@ -160,7 +164,7 @@ class FineTunedEstimator(BaseEstimator):
     def _predict(self, X: Any, logits: bool = True) -> np.ndarray:
         """Return the logits, float64 of shape (rows, outputs), or the predictions of the task, of shape (rows, ...)."""
         check_is_fitted(self)
-        rows = as_rows(read_texts(self, X))
+        rows = as_rows(self._texts(X))
         predictor = self.predictor_
         problems = Problems()
         predictor.task.check(rows, problems, targets=False)

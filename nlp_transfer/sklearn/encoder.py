@@ -68,7 +68,7 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Raises:
             UserError: A setting or text is invalid, or the model cannot be loaded. A subclass of ValueError.
         """
-        read_texts(self, X, reset=True)
+        self._texts(X, reset=True)
         if self.pooling not in POOLINGS:
             raise UserError(f"pooling: found {self.pooling!r}; allowed: {', '.join(POOLINGS)}")
         self._encoder: _Encoder | None = self._load(str(self.model))
@@ -78,7 +78,7 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def transform(self, X: Any) -> np.ndarray:
         """Return the vectors of texts, float32 of shape (rows, width)."""
         check_is_fitted(self)
-        rows = as_rows(read_texts(self, X))
+        rows = as_rows(self._texts(X))
         if self._encoder is None:
             with written_files(self._files) as folder:
                 self._encoder = self._load(str(folder))
@@ -95,6 +95,10 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             for indices in batches_of(table, model.device, self.batch_size):
                 vectors[indices] = self._vectors(model, table, indices)
         return vectors
+
+    def _texts(self, X: Any, reset: bool = False) -> np.ndarray:
+        """Return the texts in `X`, an array of objects of shape (rows, columns)."""
+        return read_texts(self, X, reset)
 
     def _vectors(self, model: Any, table: TokenTable, indices: np.ndarray) -> np.ndarray:
         batch = to_device(table.batch(indices), model.device)

@@ -7,6 +7,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import check_array, column_or_1d
 
 from nlp_transfer.sklearn.base import FineTunedEstimator
+from nlp_transfer.utils.errors import UserError
 
 
 class TextRegressor(RegressorMixin, FineTunedEstimator):  # type: ignore[misc]
@@ -27,6 +28,8 @@ class TextRegressor(RegressorMixin, FineTunedEstimator):  # type: ignore[misc]
         """
         texts, y, weights = self._read(X, y, sample_weight)
         numbers = check_array(column_or_1d(y, warn=True), dtype=np.float64, ensure_2d=False, input_name="y")
+        if len(numbers) == 1:
+            raise UserError("y: found one sample; allowed: at least two samples with different numbers and a weight > 0")
         return self._fit(texts, numbers.tolist(), weights, {})
 
     def predict(self, X: Any) -> np.ndarray:
