@@ -14,6 +14,7 @@ import numpy as np
 
 from nlp_transfer.data.bad_rows import SKIP_HINT, check_filter, check_group, check_rows, describe_skipped
 from nlp_transfer.data.parallel_texts import filter_pairs
+from nlp_transfer.data.row_weights import check_weights, without_zero_weights
 from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.sources.text_columns import fingerprints, normalized
@@ -152,15 +153,17 @@ def read_sources(data: DataConfig, task: TaskType, training: TrainingConfig) -> 
     for role in ("train", "validation", "test", UNLABELLED):
         source = getattr(data, role)
         if source is not None:
-            group = [data.group] if data.group and role == "train" else []  # only the training rows are divided
+            # Only the training rows are divided and have weights.
+            further = [name for name in (data.group, data.weight) if name and role == "train"]
             columns = task.inputs if role == UNLABELLED else [*task.inputs, *task.targets]
             try:
-                provided[role] = read_rows(source, role, data, [*columns, *group], task.traits.readers)
+                provided[role] = read_rows(source, role, data, [*dict.fromkeys([*columns, *further])], task.traits.readers)
             except UserError as error:
                 problems.absorb(error)
     if data.train is None:
         task = task.fit(from_columns({}, "data.train"), problems)
     if "train" in provided:
+        provided["train"] = without_zero_weights(provided["train"], data.weight)
         if names := [name for name in data.filter or () if name in task.traits.filters]:
             pairs = provided["train"]
             provided["train"] = pairs.without(filter_pairs(pairs, task.inputs[0], task.targets[0], names))
@@ -209,11 +212,13 @@ def _fit(task: TaskType, train: Rows, data: DataConfig, training: TrainingConfig
     def check_inputs(rows: Rows, problems: Problems) -> None:
         task.check(rows, problems, targets=False)
         check_group(rows, data.group, problems)
+        check_weights(rows, data.weight, problems)
 
     def fit(rows: Rows, problems: Problems) -> None:
         nonlocal fitted
         fitted = task.fit(rows, problems, training)
         check_group(rows, data.group, problems)
+        check_weights(rows, data.weight, problems)
         fitted.check(rows, problems)
 
     if data.on_bad_rows == "skip":

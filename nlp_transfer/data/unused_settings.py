@@ -87,7 +87,7 @@ def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool) -> dict[s
     if not uses_unlabelled:
         reasons[f"{prefix}.{UNLABELLED}"] = "the strategy, with these settings, does not use unlabeled rows"
     if data.train is None:
-        names = ("validation_share", "test_share", "fold", "shots", "group", "split_seed")
+        names = ("validation_share", "test_share", "fold", "shots", "group", "split_seed", "weight")
         reasons |= {f"{prefix}.{name}": "there is no data.train" for name in names}
     elif not data.fold and not any(
         getattr(data, role) is None and getattr(data, f"{role}_share") for role in ("validation", "test")

@@ -8,6 +8,7 @@ from accelerate.utils import set_seed
 
 from nlp_transfer.data.augmentation import make_augmenter
 from nlp_transfer.data.bad_rows import write_skipped
+from nlp_transfer.data.row_weights import with_weights
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.splits import UNLABELLED, Splits, read_splits
 from nlp_transfer.data.unused_settings import describe_unused
@@ -27,6 +28,7 @@ from nlp_transfer.saved_models.custom_models import ensure_config
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.strategies import Job
 from nlp_transfer.tasks import encode_table
+from nlp_transfer.tasks.common.objectives import check_weighted
 from nlp_transfer.tasks.common.pretrained_head import prefer_head
 from nlp_transfer.training.automatic_settings import resolve_settings
 from nlp_transfer.training.callbacks import Callback
@@ -57,6 +59,9 @@ def encode(run: Run) -> Run:
         truncated = f", {percent(table.truncated, len(table))} truncated to {task.max_length}" if table.truncated else ""
         say(f"{name}: {len(table):,} rows, {table.lengths.mean():.0f} tokens on average{truncated}")
         tables[name] = table
+    if (weight := run.config.data.weight) and "train" in tables:
+        check_weighted(task, run.config.training)
+        tables["train"] = with_weights(tables["train"], run.splits.train, weight)
     job = Job(task, tables, run.splits.rows, run.checkpoint, run.config.training, skipped=run.splits.skipped)
     return replace(run, task=task, job=job)
 

@@ -94,6 +94,9 @@ class DataConfig(Settings):
     Unicode normalization. null: skip none."""
     group: str | None = None
     """A column; rows with the same value in it are always in the same split. null: no groups."""
+    weight: str | None = None
+    """A column of train with the weight of each row, a number of at least 0: the loss is the weighted mean over the rows of an
+    optimizer step. Rows with weight 0 are removed. Validation and test metrics are not weighted. null: equal weights."""
     encoding: Name | Annotated[list[Name], Field(min_length=1)] = "utf-8"
     """Encoding of text files, or several encodings to try in this order for each file."""
     columns: Annotated[list[Name], Field(min_length=1)] | None = None

@@ -30,6 +30,7 @@ class Prototypes(Strategy):
         owns_parameters=True,
         owns_phases=True,
         takes_steps=False,
+        uses_weights=False,
         default_model=SENTENCE_MODEL,
         head=HeadConfig(pooling="mean", normalize=True),  # with vectors of length 1, squared distances are 2 - 2 cosine
     )

@@ -69,6 +69,7 @@ class ZeroShot(Strategy):
             owns_phases=True,
             takes_steps=False,
             needs_train=False,
+            uses_weights=False,
             uses_unlabelled=self.by == "entailment",
             default_model=SENTENCE_MODEL if self.by == "embedding" else None,
             head=HeadConfig(pooling="mean", normalize=True),  # a linear layer on vectors of length 1 computes cosines

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nlp_transfer.data.row_weights import WEIGHT
 from nlp_transfer.models.accelerator import release_model
 from nlp_transfer.models.preparation import train_mode
 from nlp_transfer.strategies import Phase
@@ -10,6 +11,7 @@ from nlp_transfer.training.callbacks import Trainer
 from nlp_transfer.training.gradient import WindowGradient
 from nlp_transfer.training.optimizer import make_optimizer, named_groups, restore_state, state_by_name
 from nlp_transfer.training.step import PhaseOptimizer
+from nlp_transfer.utils.errors import UserError
 
 
 @contextmanager
@@ -33,6 +35,8 @@ def prepared_phase(trainer: Trainer, phase: Phase) -> Iterator[WindowGradient]:
     fast = trainer.resolved.kernels == "fast"
     trainer.phase_optimizer = PhaseOptimizer(model, prepared, accelerator, settings, trainer.strategy, phase, fast)
     table = trainer.planner.table(phase)
+    if phase.objective and WEIGHT in table.dense:
+        raise UserError(f"data.weight: phase {phase.name} has a loss that does not use weights of rows; allowed: null")
     objective = trainer.objectives[phase.objective] if phase.objective else trainer.task.objective(settings, table)
     train_mode(model)
     change = trainer.callbacks.change_of_batches(trainer)

@@ -6,6 +6,7 @@ Standard output is reserved for results, so that it can be piped. Secrets are re
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -46,6 +47,7 @@ class Level(IntEnum):
 
 
 _level: ContextVar[Level] = ContextVar("level", default=Level.NORMAL)
+_as_warnings: ContextVar[bool] = ContextVar("as_warnings", default=False)
 
 
 @contextmanager
@@ -61,16 +63,16 @@ def output_level(level: Level) -> Iterator[None]:
         _level.reset(token)
 
 
-def quiet_output(warnings: bool = False) -> Any:
+def quiet_output(with_warnings: bool = False) -> Any:
     """Return a context that prints nothing: no messages, tables and progress, also not of transformers and the hub.
 
     Example:
         `with quiet_output(): fine_tune(...)`
 
     Args:
-        warnings: whether to print warnings and the final result of a run.
+        with_warnings: whether to print warnings and the final result of a run.
     """
-    return output_level(Level.QUIET if warnings else Level.SILENT)
+    return output_level(Level.QUIET if with_warnings else Level.SILENT)
 
 
 def prints(level: Level) -> bool:
@@ -111,8 +113,21 @@ def say(*lines: str, level: Level = Level.NORMAL) -> None:
     """
     for line in lines:
         is_warning = line.startswith("warning:")
+        if is_warning and _as_warnings.get() and is_main():
+            warnings.warn(shown(line).removeprefix("warning: "), stacklevel=2)
         if prints(min(level, Level.QUIET) if is_warning else level):
             console.print(shown(line), style="yellow" if is_warning else None, markup=False)
+
+
+@contextmanager
+def messages_as_warnings() -> Iterator[None]:
+    """Context that prints nothing. Lines that start with `warning:` become Python warnings."""
+    token = _as_warnings.set(True)
+    try:
+        with output_level(Level.SILENT):
+            yield
+    finally:
+        _as_warnings.reset(token)
 
 
 @cache

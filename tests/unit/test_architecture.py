@@ -28,7 +28,7 @@ LAYERS = (
     ("report", "hub"),
     ("run",),
     ("fine_tune",),
-    ("experiments",),
+    ("experiments", "sklearn"),
     ("commands",),
     ("cli",),
     ("__main__", ""),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlp_transfer.data.row_weights import WEIGHT
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.models.layers import new_parameters
@@ -86,7 +87,7 @@ def fit_logistic_regression(model: nn.Module, table: TokenTable, regularization:
     inputs, labels = layer_inputs(model, layer, table).astype(np.float64), table.dense["labels"]
 
     def fit(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        fitted = LogisticRegression(C=1 / regularization, max_iter=2000).fit(inputs, targets)
+        fitted = LogisticRegression(C=1 / regularization, max_iter=2000).fit(inputs, targets, table.dense.get(WEIGHT))
         return fitted.coef_, fitted.intercept_
 
     if labels.ndim == 2:

@@ -21,6 +21,12 @@ def check_strategy(strategy: Strategy, data: DataConfig, task: Task, problems: P
             f"data.train: is required and was not given; {registry.name_of(type(needing[0]))} learns from rows with their "
             f"labels{instead}"
         )
+    if data.weight is not None and not strategy.traits.uses_weights:
+        unweighted = next(part for part in parts_of(strategy).values() if not part.traits.uses_weights)
+        problems.add(
+            f"data.weight: found {data.weight!r}; {registry.name_of(type(unweighted))} with these settings does not use weights "
+            "of rows; allowed: null, or a strategy that trains on the loss of the task, such as full, lora or features"
+        )
     return strategy.check(data, task, problems)
 
 

@@ -38,6 +38,7 @@ class StrategyTraits:
         and rows have classes.
         needs_train: Whether `data.train` is required.
         needs_validation: Whether a validation split is required. It can be small.
+        uses_weights: Whether `data.weight` determines the influence of each training row.
         uses_unlabelled: Whether `data.unlabelled` has an effect.
         always_used: Dotted names of settings that have an effect with this strategy even if another setting would usually
         override them.
@@ -56,6 +57,7 @@ class StrategyTraits:
     needs_task: Literal["any", "vector", "classes"] = "any"
     needs_train: bool = True
     needs_validation: bool = False
+    uses_weights: bool = True
     uses_unlabelled: bool = False
     always_used: frozenset[str] = frozenset()
     default_model: str | None = "distilbert/distilbert-base-uncased"
@@ -77,6 +79,7 @@ def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
         needs_task=next((kind for kind in ("classes", "vector") if any(part.needs_task == kind for part in parts)), "any"),
         needs_train=any(part.needs_train for part in parts),
         needs_validation=any(part.needs_validation for part in parts),
+        uses_weights=all(part.uses_weights for part in parts),
         uses_unlabelled=any(part.uses_unlabelled for part in parts),
         always_used=frozenset().union(*(part.always_used for part in parts)),
         default_model=parts[0].default_model,

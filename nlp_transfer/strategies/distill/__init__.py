@@ -79,6 +79,7 @@ class Distill(Strategy):
             position="first" if is_shortened else "any",
             shortened_by="strategy.student_layers" if is_shortened else None,
             uses_unlabelled=has_teacher,
+            uses_weights=not has_teacher,
         )
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:

@@ -61,6 +61,7 @@ class FewShot(Strategy):
     traits = StrategyTraits(
         needs_task="vector",
         owns_phases=True,
+        uses_weights=False,
         always_used=frozenset({"training.batch_size"}),  # the group size depends on it, even with `batch_tokens`
         default_model=SENTENCE_MODEL,
         head=HeadConfig(pooling="mean", normalize=True),  # contrastive training compares cosines

@@ -64,7 +64,7 @@ class AuxiliaryTask(Settings):
 class Multitask(Strategy):
     """Train the main task of the run and auxiliary tasks together. An optimizer step can contain rows of all tasks."""
 
-    traits = StrategyTraits(owns_phases=True, position="alone", needs_task="vector")
+    traits = StrategyTraits(owns_phases=True, position="alone", needs_task="vector", uses_weights=False)
 
     OWN: ClassVar[str] = "own"  # name of the main task
 

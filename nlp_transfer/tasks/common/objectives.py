@@ -3,13 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
 
+from nlp_transfer.data.row_weights import WEIGHT
 from nlp_transfer.models.seq2seq.tokenizer_pair import IGNORED
 from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.utils.errors import UserError
 
 Batch = Mapping[str, torch.Tensor]
 Items = dict[str, tuple[float, float]]  # loss term -> (sum, number of items in the sum)
@@ -21,6 +23,9 @@ class Objective(ABC):
     Terms are sums, never means. The training loop divides each term by the sum of its `count` over all rows of an optimizer step,
     on all processes.
     """
+
+    weighted: ClassVar[bool] = False
+    """Whether the terms and their counts use the weights of rows, if the batch has a column `target_weight`."""
 
     @property
     def label_smoothing(self) -> float:
@@ -50,6 +55,40 @@ class Objective(ABC):
         return {name: (float(value), counts[name]) for name, value in self.loss(outputs, batch).items()}
 
 
+def check_weighted(task: Any, training: TrainingConfig) -> None:
+    """Check that weights of rows can be used.
+
+    Raises:
+        UserError: The loss of the task has no weights of rows, or class weights are derived from the numbers of rows.
+    """
+    if not task.objective().weighted:
+        raise UserError(
+            f"data.weight: the loss of a task that predicts {task.traits.prediction} has no weights of rows; allowed: null"
+        )
+    if training.class_weights == "balanced":
+        raise UserError(
+            "training.class_weights: found balanced together with data.weight; allowed: weights by label, such as {good: 1, bad: "
+            "3}, or null"
+        )
+
+
+def _row_weights(batch: Batch) -> torch.Tensor | None:
+    """Return the weights of the rows, float32 of shape (rows,), on the device of the labels; None if there are none."""
+    return batch[WEIGHT].to(batch["labels"].device) if WEIGHT in batch else None
+
+
+def _weighted_sum(rowwise: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the sum over rows of losses of shape (rows,), weighted if the rows have weights."""
+    weights = _row_weights(batch)
+    return rowwise.sum() if weights is None else (rowwise * weights.to(rowwise.device)).sum()
+
+
+def _row_count(batch: Batch) -> float:
+    """Return the number of rows, or the sum of their weights if they have weights."""
+    weights = _row_weights(batch)
+    return float(len(batch["labels"])) if weights is None else float(weights.double().sum())
+
+
 def smoothing_of(training: TrainingConfig, automatic: float = 0.0) -> float:
     """Return the label smoothing of the settings; `automatic` for `auto`."""
     return automatic if isinstance(training.label_smoothing, str) else training.label_smoothing
@@ -73,11 +112,12 @@ class CrossEntropy(Objective):
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
     focal_gamma: float = 0.0
+    weighted: ClassVar[bool] = True
 
     def count(self, batch: Batch) -> dict[str, float]:
-        """Return the number of rows, and the sum of their class weights, which divides the loss."""
+        """Return the number of rows, and the sum of their weights (class weight times row weight), which divides the loss."""
         labels, weights = batch["labels"], self.class_weights
-        items = float(len(labels)) if weights is None else float(weights[labels.cpu()].sum())
+        items = _row_count(batch) if weights is None else float(_weighted_sum(weights[labels.cpu()], batch))
         return {"rows": float(len(labels)), "cross_entropy": items}
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
@@ -91,7 +131,7 @@ class CrossEntropy(Objective):
             rowwise = (1 - self.label_smoothing) * target_terms + self.label_smoothing * terms.mean(-1)
         else:
             rowwise = F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=self.label_smoothing)
-        return {"cross_entropy": rowwise.sum()}
+        return {"cross_entropy": _weighted_sum(rowwise, batch)}
 
 
 @dataclass(frozen=True)
@@ -106,10 +146,12 @@ class BinaryCrossEntropy(Objective):
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
     focal_gamma: float = 0.0
+    weighted: ClassVar[bool] = True
 
     def count(self, batch: Batch) -> dict[str, float]:
         """Return the number of rows, and the number of binary decisions (rows times labels), which divides the loss."""
-        return {"rows": float(len(batch["labels"])), "binary_cross_entropy": float(batch["labels"].numel())}
+        labels = batch["labels"]
+        return {"rows": float(len(labels)), "binary_cross_entropy": _row_count(batch) * labels.shape[1]}
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         logits = outputs.logits.float()
@@ -119,7 +161,10 @@ class BinaryCrossEntropy(Objective):
             log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
             positive, gamma = targets if weights is None else targets * weights, self.focal_gamma
             terms = positive * focal_factor(log_p, gamma) * log_p + (1 - targets) * focal_factor(log_q, gamma) * log_q
-            return {"binary_cross_entropy": -terms.sum()}
+            return {"binary_cross_entropy": _weighted_sum(-terms.sum(1), batch) if WEIGHT in batch else -terms.sum()}
+        if WEIGHT in batch:
+            elements = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
+            return {"binary_cross_entropy": _weighted_sum(elements.sum(1), batch)}
         return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")}
 
 
@@ -129,15 +174,16 @@ class SquaredError(Objective):
 
     mean: float = 0.0
     scale: float = 1.0
+    weighted: ClassVar[bool] = True
 
     def count(self, batch: Batch) -> dict[str, float]:
-        rows = float(len(batch["labels"]))
-        return {"rows": rows, "squared_error": rows}
+        """Return the number of rows, and the sum of their weights, which divides the loss."""
+        return {"rows": float(len(batch["labels"])), "squared_error": _row_count(batch)}
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         logits = outputs.logits.float().squeeze(-1)
         targets = ((batch["labels"].double() - self.mean) / self.scale).float()
-        return {"squared_error": (logits - targets.to(logits.device)).square().sum()}
+        return {"squared_error": _weighted_sum((logits - targets.to(logits.device)).square(), batch)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""A transformer from texts to vectors."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.tokens import Features, TokenTable, encode_rows, model_inputs, to_device, token_padding, tokenize
+from nlp_transfer.inference.batched_prediction import batches_of
+from nlp_transfer.kernels import accelerated
+from nlp_transfer.models.checkpoint import Checkpoint
+from nlp_transfer.models.device import inference_device
+from nlp_transfer.models.heads import EncoderHeadConfig, pool
+from nlp_transfer.models.layers import width
+from nlp_transfer.sklearn.isolation import isolated
+from nlp_transfer.sklearn.model_files import read_files, temporary_folder, written_files
+from nlp_transfer.sklearn.text_columns import as_rows, read_texts
+from nlp_transfer.strategies.common.strategy_traits import SENTENCE_MODEL
+from nlp_transfer.tasks.common.task import DEFAULT_LENGTH
+from nlp_transfer.utils.errors import UserError
+
+POOLINGS = ("mean", "cls", "max")
+
+
+class _Encoder(NamedTuple):
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+
+class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Encode texts as vectors with a pretrained or fine-tuned encoder, without training.
+
+    Args:
+        model: The encoder: a hub id, a model folder, or `pypi:NAME==VERSION#PATH`. The head of a fine-tuned model is not used.
+        pooling: Pooling of token vectors: `mean` or `max` over all tokens except padding, or `cls`, the first token's vector.
+        normalize: Whether to scale vectors to length 1.
+        max_length: Maximum length of an input in tokens; longer ones are truncated. None: 512, or the limit of the model.
+        batch_size: Rows per batch. None: the number that is fastest on the device.
+        verbose: 0: print nothing. 1: print messages to standard error.
+
+    Attributes:
+        n_features_in_: Number of text columns: 1, or 2 for pairs.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = SENTENCE_MODEL,
+        *,
+        pooling: str = "mean",
+        normalize: bool = False,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.model, self.pooling, self.normalize = model, pooling, normalize
+        self.max_length, self.batch_size, self.verbose = max_length, batch_size, verbose
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Load the encoder. The texts only determine the number of columns.
+
+        Raises:
+            UserError: A setting or text is invalid, or the model cannot be loaded. A subclass of ValueError.
+        """
+        self._texts(X, reset=True)
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling: found {self.pooling!r}; allowed: {', '.join(POOLINGS)}")
+        self._encoder: _Encoder | None = self._load(str(self.model))
+        self._n_features_out = width(self._encoder.model)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the vectors of texts, float32 of shape (rows, width)."""
+        check_is_fitted(self)
+        rows = as_rows(self._texts(X))
+        if self._encoder is None:
+            with written_files(self._files) as folder:
+                self._encoder = self._load(str(folder))
+        model, tokenizer, limit = self._encoder
+
+        def encode(columns: dict[str, list[Any]]) -> Features:
+            padding = token_padding(tokenizer)
+            ids, truncated = tokenize(tokenizer, list(columns.values()), padding, limit)
+            return Features(ids, padding, truncated=truncated)
+
+        table = encode_rows(rows, encode)
+        vectors = np.empty((len(table), self._n_features_out), np.float32)
+        with isolated(self.verbose), torch.inference_mode(), accelerated(model):
+            for indices in batches_of(table, model.device, self.batch_size):
+                vectors[indices] = self._vectors(model, table, indices)
+        return vectors
+
+    def _texts(self, X: Any, reset: bool = False) -> np.ndarray:
+        """Return the texts in `X`, an array of objects of shape (rows, columns)."""
+        return read_texts(self, X, reset)
+
+    def _vectors(self, model: Any, table: TokenTable, indices: np.ndarray) -> np.ndarray:
+        batch = to_device(table.batch(indices), model.device)
+        states = model(**model_inputs(batch)).last_hidden_state
+        vectors = pool(states.float(), batch["attention_mask"], self.pooling)
+        return np.asarray((torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors).cpu().numpy())
+
+    def _load(self, source: str) -> _Encoder:
+        with isolated(self.verbose):
+            checkpoint = Checkpoint.open(find_model(source))
+            if checkpoint.config.is_encoder_decoder:
+                raise UserError(
+                    f"model: found {source}, a {checkpoint.config.model_type} model, which has a decoder; allowed: an encoder"
+                )
+            if isinstance(checkpoint.config, EncoderHeadConfig):
+                model: Any = checkpoint.load(AutoModelForSequenceClassification).encoder
+            else:
+                model = checkpoint.load(AutoModel)
+        limit = checkpoint.max_length
+        if self.max_length is not None and not 1 <= self.max_length <= limit:
+            raise UserError(f"max_length: found {self.max_length}; allowed: None, or 1 to {limit}, the limit of {source}")
+        return _Encoder(model.eval().to(inference_device()), checkpoint.tokenizer, self.max_length or min(DEFAULT_LENGTH, limit))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_encoder")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        encoder = state.get("_encoder")
+        if encoder is None:
+            return dict(state)
+        with ExitStack() as stack:
+            stack.enter_context(isolated(self.verbose))
+            folder = stack.enter_context(temporary_folder())
+            encoder.model.save_pretrained(folder)
+            encoder.tokenizer.save_pretrained(folder)
+            return state | {"_encoder": None, "_files": read_files(folder)}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.one_d_array = True  # two-dimensional too: columns of texts
+        tags.transformer_tags.preserves_dtype = []
+        return tags
