@@ -15,7 +15,7 @@ from nlp_transfer.evaluation.metrics.calibration_metrics import PROBABILITY_KEYS
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.settings.thresholds import Goal, Probability, goal_of
+from nlp_transfer.settings.threshold_goals import Goal, Probability, goal_of
 from nlp_transfer.tasks import Arrays, Description, TaskTraits
 from nlp_transfer.tasks.common.label_schema import (
     POSITIONS,

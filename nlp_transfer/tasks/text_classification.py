@@ -14,7 +14,7 @@ from nlp_transfer.evaluation.metrics.calibration_metrics import PROBABILITY_KEYS
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.settings.thresholds import Goal, Probability, goal_of
+from nlp_transfer.settings.threshold_goals import Goal, Probability, goal_of
 from nlp_transfer.tasks import Arrays, Description, TaskTraits
 from nlp_transfer.tasks.common.label_schema import as_list, label_text
 from nlp_transfer.tasks.common.label_task import LabelTask
@@ -51,7 +51,7 @@ class TextClassification(LabelTask):
     loss_type = CrossEntropy
 
     positive: Annotated[Annotated[str, BeforeValidator(label_text)] | None, UsedBy("evaluate", "predict")] = None
-    """The label that `threshold` applies to, if there are two labels."""
+    """One of two labels: `threshold` applies to it, and its precision, recall and F1 are added to the metrics."""
     threshold: Annotated[Probability | Goal | None, UsedBy("evaluate", "predict")] = None
     """Minimum probability for which `positive` is predicted, or a goal for which it is chosen on the validation split after
     training: `f1` (the highest F1 of `positive`), `{cost: {false_positive: 1, false_negative: 5}}` (the lowest total cost of
@@ -128,7 +128,9 @@ class TextClassification(LabelTask):
     @property
     def scorer(self) -> LabelScorer:
         values = tuple(self.label_schema().values())
-        return LabelScorer(self.traits.best_metric, tuple(self.labels or ()), values, abstain=self.abstain)
+        return LabelScorer(
+            self.traits.best_metric, tuple(self.labels or ()), values, abstain=self.abstain, positive=self.positive_id
+        )
 
     def columns(
         self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False

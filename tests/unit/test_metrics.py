@@ -282,7 +282,7 @@ def test_load_refuses_unknown_names(name: str, config_name: str | None, message:
 def test_every_key_has_a_direction() -> None:
     bounds = set(metrics.compute_translation_metrics(TEXTS, TEXTS))
     assert bounds == {f"{key}{end}" for key in TRANSLATION for end in ("", "_low", "_high")}
-    assert set(metrics.KNOWN_KEYS) == {*SINGLE_LABEL, *REGRESSION, *bounds, "auc", "token_accuracy", "loss"}
+    assert set(metrics.KNOWN_KEYS) == {*SINGLE_LABEL, *REGRESSION, *bounds, "auc", "token_accuracy", "loss", *PROBABILITY}
     lower = {key for key in metrics.KNOWN_KEYS if not metrics.higher_is_better(key)}
     assert lower == {"mae", "mse", "rmse", "ter", "ter_low", "ter_high", "loss"}
     with pytest.raises(ValueError, match=r"no metric key 'f1_macros' \(did you mean 'f1_macro'\?\); known: .*loss"):

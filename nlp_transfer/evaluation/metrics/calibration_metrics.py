@@ -18,6 +18,8 @@ PROBABILITY_KEYS = ("ece", "brier")
 """Keys of `probability_metrics`."""
 COVERAGE_KEYS = ("coverage", "accuracy_covered")
 """Keys of the metrics of predictions that may be withheld."""
+POSITIVE_KEYS = ("precision_positive", "recall_positive", "f1_positive")
+"""Keys of the metrics of one of two labels."""
 TEMPERATURES = 0.02, 50.0  # limits of a fitted temperature
 
 
@@ -26,14 +28,14 @@ class Reliability(NamedTuple):
 
     Attributes:
         low, high: Limits of each bin; a bin includes its upper limit.
-        count: Number of predictions, int64.
+        size: Number of predictions, int64.
         confidence: Mean confidence.
         accuracy: Fraction of correct predictions.
     """
 
     low: Floats
     high: Floats
-    count: NDArray[np.int64]
+    size: NDArray[np.int64]
     confidence: Floats
     accuracy: Floats
 
@@ -94,7 +96,7 @@ def calibration_error(confidence: Floats, correct: np.ndarray, bins: int = BINS,
     Guo et al. 2017, "On Calibration of Modern Neural Networks", 1706.04599. See `reliability` for the arguments.
     """
     groups = reliability(confidence, correct, bins, equal_mass)
-    return float(np.nansum(groups.count * np.abs(groups.accuracy - groups.confidence)) / groups.count.sum())
+    return float(np.nansum(groups.size * np.abs(groups.accuracy - groups.confidence)) / groups.size.sum())
 
 
 def brier_terms(probabilities: Floats, references: np.ndarray) -> Floats:

@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from nlp_transfer.evaluation.metrics.calibration_metrics import BINS, bin_indices, brier_terms, confidences, probability_metrics
+from nlp_transfer.evaluation.metrics.calibration_metrics import (
+    BINS,
+    POSITIVE_KEYS,
+    bin_indices,
+    brier_terms,
+    confidences,
+    probability_metrics,
+)
 from nlp_transfer.evaluation.metrics.classification_metrics import LABEL_KEYS, compute_label_metrics
 from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer, Sums, mean
 
@@ -24,11 +31,13 @@ class LabelScorer(Scorer):
         multilabel: Whether a row can have any number of labels, instead of exactly one.
         abstain: Minimum probability of a prediction. If it is set, the metrics include `coverage`, the fraction of rows with at
             least this probability, and `accuracy_covered`, the accuracy on them.
+        positive: Index of one of two labels. If it is set, the metrics include its precision, recall and F1.
     """
 
     values: tuple[Any, ...] = ()
     multilabel: bool = False
     abstain: float | None = None
+    positive: int | None = None
 
     @property
     def prediction_type(self) -> str:
@@ -41,6 +50,11 @@ class LabelScorer(Scorer):
             predicted, true = predicted.astype(np.int64), true.astype(np.int64)
         metrics = compute_label_metrics(predicted, true, predictions["scores"], self.multilabel)
         metrics |= probability_metrics(predictions["scores"], true)
+        if self.positive is not None:
+            from sklearn.metrics import precision_recall_fscore_support
+
+            ratios = precision_recall_fscore_support(true, predicted, labels=[self.positive], zero_division=0)
+            metrics |= {key: float(ratio[0]) for key, ratio in zip(POSITIVE_KEYS, ratios, strict=False)}
         if self.abstain is not None:
             covered = predictions["scores"][np.arange(len(predicted)), predicted].astype(np.float64) >= self.abstain
             metrics["coverage"] = float(covered.mean())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from nlp_transfer.data.tokens import model_inputs, to_device
 from nlp_transfer.evaluation.metrics.calibration_metrics import (
@@ -20,7 +21,7 @@ from nlp_transfer.evaluation.metrics.calibration_metrics import (
 )
 from nlp_transfer.evaluation.metrics.scorer import Arrays
 from nlp_transfer.evaluation.metrics.thresholds import best_f1, best_f1_macro, highest_recall, lowest_cost
-from nlp_transfer.settings.thresholds import Goal, ThresholdGoal
+from nlp_transfer.settings.threshold_goals import Goal, ThresholdGoal
 from nlp_transfer.tasks.common.pretrained_head import output_layer
 from nlp_transfer.tasks.common.task import Task
 from nlp_transfer.utils.console import say
@@ -51,7 +52,7 @@ class Calibration:
         """The setting that requires a validation split."""
         return "task.calibrate" if self.temperature else "task.threshold"
 
-    def mark(self, model: nn.Module) -> None:
+    def mark(self, model: PreTrainedModel) -> None:
         """Mark the parameters that compute the logits. Call this before a strategy changes the structure of the model.
 
         The marks are attributes of modules, so they are kept if a module is copied or renamed.

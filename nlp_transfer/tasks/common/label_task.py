@@ -16,7 +16,7 @@ from nlp_transfer.evaluation.metrics.scorer import Arrays
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
-from nlp_transfer.settings.thresholds import Goal
+from nlp_transfer.settings.threshold_goals import Goal
 from nlp_transfer.tasks.common.calibration import Calibration
 from nlp_transfer.tasks.common.label_schema import LabelSchema, LabelType
 from nlp_transfer.tasks.common.labels import LabelList, check_type, check_weight_names, named_type, weight_vector
