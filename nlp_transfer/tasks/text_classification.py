@@ -127,10 +127,8 @@ class TextClassification(LabelTask):
 
     @property
     def scorer(self) -> LabelScorer:
-        values = tuple(self.label_schema().values())
-        return LabelScorer(
-            self.traits.best_metric, tuple(self.labels or ()), values, abstain=self.abstain, positive=self.positive_id
-        )
+        labels, values = tuple(self.labels or ()), tuple(self.label_schema().values())
+        return LabelScorer(self.traits.best_metric, labels, values, abstain=self.abstain, positive=self.positive_id)
 
     def columns(
         self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False

@@ -152,9 +152,9 @@ def fit_temperature(logits: Floats, references: np.ndarray) -> float | None:
     """
     from scipy.optimize import minimize_scalar
 
-    low, high = map(math.log, TEMPERATURES)
+    low, high, values = *map(math.log, TEMPERATURES), logits.astype(np.float64)
     found = minimize_scalar(
-        lambda value: negative_log_likelihood(logits / math.exp(value), references),
+        lambda log: negative_log_likelihood(values / math.exp(log), references),
         bounds=(low, high), method="bounded", options={"xatol": 1e-7},
     )  # fmt: skip
     return None if min(found.x - low, high - found.x) < 1e-3 else math.exp(found.x)
