@@ -149,7 +149,8 @@ class _Output:
         if self.options.notes:
             if chunk.has_column("note"):
                 raise UserError("--notes: the input already has a column 'note'; allowed: rename it, or leave --notes out")
-            columns["note"] = [str(faults[i]) if i in faults else None for i in range(len(chunk))]
+            notes = predictions.columns.get("note") or [None] * len(chunk)
+            columns["note"] = [str(faults[i]) if i in faults else note for i, note in enumerate(notes)]
         return columns
 
 

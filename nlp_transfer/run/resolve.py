@@ -12,6 +12,7 @@ from nlp_transfer.data.unused_settings import Unused, find_unused
 from nlp_transfer.evaluation.metrics.user_metrics import UserMetrics
 from nlp_transfer.run.document import as_document
 from nlp_transfer.run.run import Run
+from nlp_transfer.run.validation_fit import check_calibration
 from nlp_transfer.settings import registry
 from nlp_transfer.settings.applicability import refuse_unused
 from nlp_transfer.settings.base_settings import Document
@@ -63,6 +64,7 @@ def resolve(
         for each_task in (task, *(inner_task for _, inner_task in nested.values())):
             _check_columns(each_task, problems)
         task = check_strategy(strategy, checked.data, task, problems)
+        check_calibration(task, checked.data.splits, {name: inner for name, (_, inner) in nested.items()}, problems)
         unused = find_unused(checked, task, strategy, parts_of(strategy), nested)
         accepted = {name for name in unused.refused if shared and name.startswith("data.")}
         unused.reported |= {name: unused.refused.pop(name) for name in accepted}

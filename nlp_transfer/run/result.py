@@ -31,6 +31,7 @@ def make_result(run: Run) -> dict[str, Any]:
         "task": run.document["task"], "strategy": run.document["strategy"], "model": run.config.model,
         "seed": run.config.training.seed, "plain": is_plain(run.model), "metrics": run.metrics, "metrics_precision": PRECISION,
         "train": run.speed, "versions": versions(),
+        **({"calibration": dict(run.calibration)} if run.calibration else {}),
         **({"signatures": signatures} if run.metrics and signatures else {}),
         **({"tasks": run.auxiliary_results} if run.auxiliary_results else {}),
     }  # fmt: skip
@@ -98,7 +99,7 @@ def finish_run(run: Run, folder: RunFolder) -> None:
         saved.append((folder.path / "tasks" / name / "model", job.task, task_result, data, job.rows))
     for model_folder, task, result, data, rows in saved:
         if (model_folder / RECORD).is_file():
-            add_to_record(model_folder, {"metrics": result["metrics"]})
+            add_to_record(model_folder, {key: result[key] for key in ("metrics", "calibration") if key in result})
             sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
             counts = {"rows": {split: len(split_rows) for split, split_rows in rows.items()}}
             card = partial(write_card, model_folder, task, clean(result), {**sources, **counts}, run.document["training"])

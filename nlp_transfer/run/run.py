@@ -41,6 +41,7 @@ class Run:
         preparation_seconds: Duration of `build`, including cached features (set by `build`).
         speed: The entry `train` of `result.json` (set by `train`).
         model: The saved model, loaded again (set by `save`).
+        calibration: Temperature and threshold that were fitted on validation (set by `save`).
         auxiliary: The job and the trained model of each auxiliary task (set by `save`).
         auxiliary_results: The entry `tasks` of `result.json` (set by `score`).
         metrics: Metrics by split and name (set by `score`).
@@ -63,6 +64,7 @@ class Run:
     preparation_seconds: float = 0.0
     speed: dict[str, Any] = LATER
     model: PreTrainedModel = LATER
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     auxiliary: Mapping[str, tuple[Job, PreTrainedModel]] = LATER
     auxiliary_results: dict[str, dict[str, Any]] = LATER
     metrics: Metrics = LATER

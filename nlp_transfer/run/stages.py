@@ -24,6 +24,7 @@ from nlp_transfer.run.run import Run
 from nlp_transfer.run.run_config import resolved_document
 from nlp_transfer.run.start_summary import summary_lines
 from nlp_transfer.run.trial_save import check_saving, check_saving_further
+from nlp_transfer.run.validation_fit import calibration_result, fit_on_validation
 from nlp_transfer.saved_models.custom_models import ensure_config
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.strategies import Job
@@ -43,7 +44,8 @@ def read(run: Run, allow_hub_metrics: bool = False) -> Run:
     hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
     checkpoint = Checkpoint.open(find_model(run.config.model))
-    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.traits.needs_validation)
+    needs_validation = run.strategy.traits.needs_validation or run.task.traits.calibration(run.task) is not None
+    splits, task = read_splits(run.config.data, run.task, training, training.seed, needs_validation)
     say(*(task.describe(splits.train).lines if len(splits.train) else ()), *splits.notes)
     resolved = run.with_validation_share(splits.validation_share)
     say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
@@ -76,7 +78,11 @@ def build(run: Run, folder: RunFolder) -> Run:
     with quiet():
         model = ensure_config(task.build_model(run.checkpoint, training), run.checkpoint)
         say(*describe_head(model))
+        if (calibration := task.traits.calibration(task)) is not None:
+            calibration.mark(model)
         model = run.strategy.prepare_model(model)
+        if calibration is not None:
+            calibration.check(model, run.job.sample())
         resolved = resolve_settings(model, tables.get("train"), training, folder.path, task=task)
         accelerator = resolved.accelerator
         for split in run.splits.labeled[:1]:
@@ -85,6 +91,8 @@ def build(run: Run, folder: RunFolder) -> Run:
         check_saving(run.strategy, job, model, folder.path, accelerator)
         prepared = run.strategy.prepare_data(job, model)
         model = model if prepared.model is None else prepared.model
+        if calibration is not None and prepared.model is not None:
+            calibration.check(model, run.job.sample())
         check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
     trainer = Trainer(
         model, prepared.task, prepared.tables, run.strategy, replace(resolved, training=prepared.training), _callbacks(run),
@@ -109,7 +117,8 @@ def train(run: Run) -> Run:
 
 
 def save(run: Run, folder: RunFolder) -> Run:
-    """Save the model, and load it again: the saved model is the one that is scored."""
+    """Fit probabilities on validation, save the model, and load it again: the saved model is the one that is scored."""
+    run = fit_on_validation(run)
     auxiliary = run.strategy.auxiliary_jobs(run.trainer.model)
     model = save_final_model(run.strategy, run.job, run.trainer.model, folder, run.trainer.accelerator)
     return replace(run, model=model, auxiliary=auxiliary)
@@ -128,6 +137,7 @@ def score(run: Run, folder: RunFolder) -> Run:
 
 def report(run: Run, folder: RunFolder) -> Run:
     """Write the model card and `result.json`, which marks the run as finished, and print the metrics."""
+    run = replace(run, calibration=calibration_result(run))
     run = replace(run, result=make_result(run))
     if run.is_main:
         finish_run(run, folder)

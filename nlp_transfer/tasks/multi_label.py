@@ -11,9 +11,11 @@ from pydantic import Field
 from nlp_transfer.data.oversampling import rarest_labels
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.evaluation.metrics import MULTILABEL_KEYS
+from nlp_transfer.evaluation.metrics.calibration_metrics import PROBABILITY_KEYS
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.settings.threshold_goals import Goal, Probability, goal_of
 from nlp_transfer.tasks import Arrays, Description, TaskTraits
 from nlp_transfer.tasks.common.label_schema import (
     POSITIONS,
@@ -49,8 +51,9 @@ class MultiLabel(LabelTask):
     """Classification with any number of labels per row, using a sigmoid and a threshold for each label."""
 
     traits: ClassVar[TaskTraits] = TaskTraits(
-        prediction="labels", metrics=MULTILABEL_KEYS, best_metric="f1_macro", has_probabilities=True, classes=True,
-        untokenized=frozenset({"head"}), card=TEXT_CARD, fixed=("labels",),
+        prediction="labels", metrics=(*MULTILABEL_KEYS, *PROBABILITY_KEYS), best_metric="f1_macro",
+        has_probabilities=True, classes=True,
+        untokenized=frozenset({"head"}), card=TEXT_CARD, fixed=("labels",), calibration=LabelTask.calibration,
         configured=lambda config: (
             {"labels": configured_labels(config)} if config.problem_type == "multi_label_classification" else None
         ),
@@ -63,8 +66,12 @@ class MultiLabel(LabelTask):
     named after it."""
     separator: Annotated[str, Field(min_length=1), UsedBy("evaluate", "predict")] = "|"
     """Separator between labels in a cell that is not a list."""
-    threshold: Annotated[float, Field(gt=0, lt=1), UsedBy("evaluate", "predict")] = 0.5
-    """Minimum probability of a predicted label."""
+    threshold: Annotated[Probability | list[Probability] | Goal, UsedBy("evaluate", "predict")] = 0.5
+    """Minimum probability of a predicted label: one number, or a list with one for each of `labels`. Or a goal, for which numbers
+    are chosen on the validation split after training: `f1` (one threshold with the highest macro F1), `f1_per_label` (for each
+    label that with the highest F1), `{cost: {false_positive: 1, false_negative: 5}}` (one with the lowest total cost of all
+    errors) or `{recall_at_precision: 0.9}` (one with the highest micro recall at a micro precision of at least 0.9). Until then
+    it is 0.5."""
     label_format: Annotated[Literal["names", "indicators"] | None, UsedBy("evaluate")] = None
     """Content of a list in a cell. `names`: the labels of the row. `indicators`: 0 or 1 for each of `labels`, in that order.
     null: inferred from the training data."""
@@ -111,7 +118,13 @@ class MultiLabel(LabelTask):
                     f"task.labels: found {shorten(self.labels)}, which differ from the columns {shorten(self.label)} in "
                     "task.label; allowed: null, or the names of these columns in the same order"
                 )
-        return super().fit(train, problems, training)
+        task = super().fit(train, problems, training)
+        if isinstance(self.threshold, list) and task.labels is not None and len(self.threshold) != len(task.labels):
+            problems.add(
+                f"task.threshold: found a list of {len(self.threshold)} numbers; allowed: a list of {len(task.labels)}, one for "
+                f"each label in the order {shorten(task.labels)}; or a single number"
+            )
+        return task
 
     def learn_labels(self, train: Rows, problems: Problems) -> Self:
         if isinstance(self.label, list):
@@ -242,7 +255,12 @@ class MultiLabel(LabelTask):
     def predictions(self, outputs: Any) -> Arrays:
         """Return `scores`, the probabilities, float32 of shape (rows, labels), and `prediction`, bool of the same shape."""
         scores = outputs.logits.float().sigmoid().cpu().numpy()
-        return {"prediction": scores >= self.threshold, "scores": scores}
+        threshold = np.asarray(0.5 if self.goal is not None else self.threshold, np.float64)
+        return self.with_logits(outputs, {"prediction": scores.astype(np.float64) >= threshold, "scores": scores})
+
+    @property
+    def goal(self) -> Goal | None:
+        return goal_of(self.threshold)
 
     @property
     def scorer(self) -> LabelScorer:

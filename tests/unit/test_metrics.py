@@ -57,6 +57,7 @@ REGRESSION = {
 }  # fmt: skip
 
 TEXTS = ["the cat sat on the mat", "a dog ran under the tree"]
+PROBABILITY = {"ece", "brier", "coverage", "accuracy_covered", "precision_positive", "recall_positive", "f1_positive"}
 TRANSLATION = {"bleu": 100.0, "chrf": 100.0, "ter": 0.0}  # of texts that are their own references
 
 NAMES = "accuracy auc bleu chrf f1 mae mcc mse pearson precision r2 recall rmse spearman ter".split()
@@ -282,9 +283,9 @@ def test_load_refuses_unknown_names(name: str, config_name: str | None, message:
 def test_every_key_has_a_direction() -> None:
     bounds = set(metrics.compute_translation_metrics(TEXTS, TEXTS))
     assert bounds == {f"{key}{end}" for key in TRANSLATION for end in ("", "_low", "_high")}
-    assert set(metrics.KNOWN_KEYS) == {*SINGLE_LABEL, *REGRESSION, *bounds, "auc", "token_accuracy", "loss"}
+    assert set(metrics.KNOWN_KEYS) == {*SINGLE_LABEL, *REGRESSION, *bounds, "auc", "token_accuracy", "loss", *PROBABILITY}
     lower = {key for key in metrics.KNOWN_KEYS if not metrics.higher_is_better(key)}
-    assert lower == {"mae", "mse", "rmse", "ter", "ter_low", "ter_high", "loss"}
+    assert lower == {"mae", "mse", "rmse", "ter", "ter_low", "ter_high", "loss", "ece", "brier"}
     with pytest.raises(ValueError, match=r"no metric key 'f1_macros' \(did you mean 'f1_macro'\?\); known: .*loss"):
         metrics.higher_is_better("f1_macros")
 

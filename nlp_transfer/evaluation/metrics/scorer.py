@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nlp_transfer.evaluation.metrics.calibration_metrics import COVERAGE_KEYS, POSITIVE_KEYS, PROBABILITY_KEYS
 from nlp_transfer.evaluation.metrics.classification_metrics import LABEL_KEYS
 from nlp_transfer.evaluation.metrics.regression_metrics import REGRESSION_KEYS
 from nlp_transfer.evaluation.metrics.translation_metrics import TRANSLATION_KEYS
@@ -20,17 +21,17 @@ Sums = tuple[Any, Callable[[np.ndarray], np.ndarray]]
 sums of shape (resamples, statistics) to values of shape (resamples,)."""
 
 KNOWN_KEYS = (
-    *LABEL_KEYS, *REGRESSION_KEYS, *TRANSLATION_KEYS,
+    *LABEL_KEYS, *PROBABILITY_KEYS, *COVERAGE_KEYS, *POSITIVE_KEYS, *REGRESSION_KEYS, *TRANSLATION_KEYS,
     *(f"{key}_{end}" for key in TRANSLATION_KEYS for end in ("low", "high")), "token_accuracy", "loss",
 )  # fmt: skip
 """Keys of all metrics of this package."""
-LOWER_IS_BETTER = {"mae", "rmse", "mse", "ter", "ter_low", "ter_high", "loss"}
+LOWER_IS_BETTER = {"mae", "rmse", "mse", "ter", "ter_low", "ter_high", "loss", "ece", "brier"}
 BOUNDS = (
-    dict.fromkeys((*LABEL_KEYS, "token_accuracy"), (0.0, 1.0))
+    dict.fromkeys((*LABEL_KEYS, *COVERAGE_KEYS, *POSITIVE_KEYS, "token_accuracy", "ece"), (0.0, 1.0))
     | dict.fromkeys(("mcc", "pearson", "spearman"), (-1.0, 1.0))
     | dict.fromkeys(("bleu", "chrf"), (0.0, 100.0))
     | dict.fromkeys(("mse", "rmse", "mae", "ter"), (0.0, np.inf))
-    | {"r2": (-np.inf, 1.0)}
+    | {"r2": (-np.inf, 1.0), "brier": (0.0, 2.0)}
 )
 
 

@@ -6,13 +6,18 @@ from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
+from pydantic import PrivateAttr
 
 from nlp_transfer.data.oversampling import class_repeats
+from nlp_transfer.data.sources import ModelSource
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.evaluation.metrics.scorer import Arrays
+from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.settings.applicability import UsedBy
 from nlp_transfer.settings.schema import TrainingConfig
+from nlp_transfer.settings.threshold_goals import Goal
+from nlp_transfer.tasks.common.calibration import Calibration
 from nlp_transfer.tasks.common.label_schema import LabelSchema, LabelType
 from nlp_transfer.tasks.common.labels import LabelList, check_type, check_weight_names, named_type, weight_vector
 from nlp_transfer.tasks.common.objectives import BinaryCrossEntropy, CrossEntropy, Objective, smoothing_of
@@ -32,6 +37,11 @@ class LabelTask(TextTask):
     label_type: Annotated[LabelType | None, UsedBy("predict")] = None
     """Type of predicted labels in Python, JSONL and Parquet. null: the type of the training labels. With `str`, 1.1 and 1.10 are
     two labels."""
+    calibrate: bool = False
+    """Fit a temperature on the validation split after training, which makes probabilities agree with frequencies. It is folded
+    into the saved weights."""
+
+    _keeps_logits: bool = PrivateAttr(default=False)  # whether predictions include the logits, which calibration needs
 
     def label_schema(self) -> LabelSchema:
         """Return the labels in the order of the logits."""
@@ -52,6 +62,31 @@ class LabelTask(TextTask):
     @abstractmethod
     def learn_labels(self, train: Rows, problems: Problems) -> Self:
         """Return a copy with the labels of the training rows and their type."""
+
+    def prepare(self, checkpoint: Checkpoint, train: Rows | None = None, parts: ModelSource | None = None) -> Self:
+        task = super().prepare(checkpoint, train, parts)
+        if train is None and task.goal is not None:
+            reason = "a goal is for training, which chooses the threshold on the validation split; a saved model takes a number"
+            task._unused = {**task._unused, "threshold": reason}
+        return task
+
+    @property
+    def goal(self) -> Goal | None:
+        """The goal for which a threshold is chosen on validation; None: no threshold is chosen."""
+        return None
+
+    @property
+    def positive_id(self) -> int | None:
+        """Index of the label that the threshold applies to; None: all labels."""
+        return None
+
+    def calibration(self) -> Calibration | None:
+        """Return what is fitted on the validation split after training; None: nothing."""
+        if not self.calibrate and self.goal is None:
+            return None
+        task = self.model_copy()
+        task._keeps_logits = self.calibrate
+        return Calibration(task, self.calibrate, self.goal, self.positive_id)
 
     def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> Objective:
         """Return the loss. `balanced` class weights take oversampling into account, so that classes are not balanced twice."""
@@ -78,6 +113,10 @@ class LabelTask(TextTask):
             labels: Targets of all rows, in the form that `encode_targets` returns.
             times: Average number of times that each row occurs in an epoch, float64 of shape (rows,).
         """
+
+    def with_logits(self, outputs: Any, predictions: Arrays) -> Arrays:
+        """Add the logits, float32 of shape (rows, labels), if calibration needs them."""
+        return predictions | ({"logits": outputs.logits.float().cpu().numpy()} if self._keeps_logits else {})
 
     def probability_columns(self, predictions: Arrays) -> dict[str, list[Any]]:
         """Return a column `probability:LABEL` for each label."""

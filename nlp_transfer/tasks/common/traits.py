@@ -39,6 +39,8 @@ class TaskTraits:
         readers: For the extension of each file format that only this task supports, the function that reads it. The function gets
             the path of a file; it yields the rows as dictionaries, and a `Fault` instead of a row that cannot be used. It returns
             None if the file is an ordinary table.
+        calibration: Function that returns the `Calibration` of a task, which is fitted on the validation split after training, or
+            None if its settings ask for none.
     """
 
     prediction: str
@@ -60,6 +62,7 @@ class TaskTraits:
     fixed: tuple[str, ...] = ()
     configured: Callable[[Any], Mapping[str, Any] | None] | None = None
     readers: Readers = field(default_factory=dict)
+    calibration: Callable[[Any], Any] = lambda task: None
 
     @property
     def generates(self) -> bool:
