@@ -120,8 +120,8 @@ def _run_job(job: dict[str, Any]) -> int:
 
 def _run(document: dict[str, Any], rate: float) -> FineTuned:
     if rate == 1:
-        return fine_tune(document)
-    return fine_tune(document, strategy=with_rate(strategy_from(document["strategy"]), rate))
+        return fine_tune(document, with_report=False)
+    return fine_tune(document, strategy=with_rate(strategy_from(document["strategy"]), rate), with_report=False)
 
 
 def with_rate(strategy: Strategy, factor: float) -> Strategy:

@@ -65,7 +65,16 @@ def _classes(run: RunRecords, predictions: Predictions) -> Section | None:
     if not scores:
         return None
     trained = run.facts.get("classes", {})
-    head = ["class", "precision", "recall", "F1", f"{predictions.split} true", "predicted", "correct", *(["train"] if trained else [])]
+    head = [
+        "class",
+        "precision",
+        "recall",
+        "F1",
+        f"{predictions.split} true",
+        "predicted",
+        "correct",
+        *(["train"] if trained else []),
+    ]
     rows = [
         [
             shortened(score.name, 80), number(score.precision), number(score.recall), Cell(number(score.f1), score.f1),
@@ -192,7 +201,10 @@ def _numbers(run: RunRecords, predictions: Predictions) -> Section | None:
     predicted, true = predictions.scored.predictions["prediction"], predictions.scored.references[run.scorer.reference]
     residuals = predicted - true
     plots = [
-        Plot("predicted and true values (dashed: equal)", to_svg(scatter(true, predicted), f"predicted and true values, {run.name}")),
+        Plot(
+            "predicted and true values (dashed: equal)",
+            to_svg(scatter(true, predicted), f"predicted and true values, {run.name}"),
+        ),
         Plot("residuals: predicted minus true value", to_svg(histogram(residuals, "residual"), f"residuals, {run.name}")),
     ]
     line = f"residuals: mean {residuals.mean():.4g}, standard deviation {residuals.std():.4g}, median of the absolute values "

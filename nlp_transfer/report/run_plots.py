@@ -73,7 +73,9 @@ def confusion_heat_map(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
             count, share = int(matrix[row, column]), float(shares[row, column])
             gid = f"tooltip:{one_line(f'{labels[row]} predicted as {labels[column]}: {count} rows ({share:.1%})')}"
             color = COLORS[0] if row == column else COLORS[1]
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=0.08 + 0.62 * share, linewidth=0, gid=gid))
+            axes.add_patch(
+                Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=0.08 + 0.62 * share, linewidth=0, gid=gid)
+            )
             axes.text(column, row, str(count), ha="center", va="center", fontsize=8)
     names = [_short(label) for label in labels]
     axes.set_xticks(range(size), names, rotation=90 if size > 6 or max(map(len, names)) > 8 else 0)

@@ -55,15 +55,20 @@ class RunRecords:
     facts: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path) -> "RunRecords":
+    def read(cls, folder: Path, result: dict[str, Any] | None = None) -> "RunRecords":
         """Read the records in the folder of a run.
+
+        Args:
+            result: Content of `result.json`. None: read it.
 
         Raises:
             UserError: The folder holds no finished run, or a record is not valid.
         """
-        if not (folder / "result.json").is_file():
-            raise UserError(f"{folder}: holds no finished run (there is no result.json); allowed: the output_dir of a finished run")
-        result = _mapping(folder / "result.json", json.loads)
+        if result is None and not (folder / "result.json").is_file():
+            raise UserError(
+                f"{folder}: holds no finished run (there is no result.json); allowed: the output_dir of a finished run"
+            )
+        result = _mapping(folder / "result.json", json.loads) if result is None else result
         settings, facts = _mapping(folder / "config.yaml", yaml.safe_load), _mapping(folder / DATA_FACTS, json.loads)
         return cls(folder, result, settings, _log(folder / "log.jsonl"), facts)
 

@@ -45,7 +45,9 @@ def _errors(runs: Sequence[RunRecords], columns: Sequence[Columns]) -> list[Sect
     for i, run in enumerate(runs):
         for section in error_sections(run, dict(columns[i]) if columns else {}):
             several = len(runs) > 1
-            sections.append(replace(section, id=f"{section.id}-{i}", title=f"{run.name}: {section.title}") if several else section)
+            sections.append(
+                replace(section, id=f"{section.id}-{i}", title=f"{run.name}: {section.title}") if several else section
+            )
     return sections
 
 

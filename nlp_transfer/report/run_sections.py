@@ -27,7 +27,9 @@ def intervals_of(run: RunRecords) -> dict[str, tuple[float, float]]:
     found = {name: (metrics[f"{name}_low"], metrics[f"{name}_high"]) for name in metrics if f"{name}_low" in metrics}
     names = [name for name in metrics if name not in found and not _is_bound(name, metrics)]
     for name, estimate in metric_intervals(run.scorer, run.predictions.scored, names).items():
-        if np.isclose(estimate.value, metrics[name], rtol=TOLERANCE, atol=TOLERANCE) and np.isfinite(estimate.low + estimate.high):
+        if np.isclose(estimate.value, metrics[name], rtol=TOLERANCE, atol=TOLERANCE) and np.isfinite(
+            estimate.low + estimate.high
+        ):
             found[name] = (estimate.low, estimate.high)
     return found
 
@@ -38,7 +40,9 @@ def summary_section(runs: Sequence[RunRecords]) -> Section:
     for run in runs:
         intervals = intervals_of(run)
         for split in ("test", "validation"):
-            if (metrics := run.metrics.get(split)) and (len(runs) == 1 or run.predictions is None or split == run.predictions.split):
+            if (metrics := run.metrics.get(split)) and (
+                len(runs) == 1 or run.predictions is None or split == run.predictions.split
+            ):
                 is_analysed = run.predictions is not None and split == run.predictions.split
                 name = split if len(runs) == 1 else f"{run.name}: {split}"
                 columns.append((name, metrics, intervals if is_analysed else {}))
@@ -66,15 +70,25 @@ def data_section(run: RunRecords) -> Section | None:
         return None
     head = ["split", "rows", "truncated", "mean tokens", *QUANTILES]
     rows = [
-        [name, f"{part['rows']:,}", f"{part['truncated']:,}", f"{part['mean']:.1f}", *(f"{value:,.0f}" for value in part["lengths"])]
+        [
+            name,
+            f"{part['rows']:,}",
+            f"{part['truncated']:,}",
+            f"{part['mean']:.1f}",
+            *(f"{value:,.0f}" for value in part["lengths"]),
+        ]
         for name, part in facts["splits"].items()
     ]
     blocks: list[Block] = [table(head, rows, f"rows and lengths in tokens (maximum {facts['max_length']})")]
     if facts.get("notes"):
         blocks.append(Lines(lines=[shortened(line) for line in facts["notes"]]))
     if conflicts := facts.get("conflicts"):
-        rows = [[Cell(shortened(item["input"]), is_long=True), Cell(shortened(item["labels"]), is_long=True)] for item in conflicts]
-        blocks.append(table(["input", "labels"], rows, f"{facts['conflict_inputs']:,} inputs occur in train with different labels"))
+        rows = [
+            [Cell(shortened(item["input"]), is_long=True), Cell(shortened(item["labels"]), is_long=True)] for item in conflicts
+        ]
+        blocks.append(
+            table(["input", "labels"], rows, f"{facts['conflict_inputs']:,} inputs occur in train with different labels")
+        )
     return Section("data", "Data", blocks)
 
 
@@ -106,7 +120,9 @@ def cost_section(runs: Sequence[RunRecords]) -> Section:
 
 def settings_section(runs: Sequence[RunRecords]) -> Section:
     """Return the resolved settings; of several runs, first those that differ."""
-    flat = [_flat(clean({name: run.settings.get(name) for name in ("model", "data", "task", "strategy", "training")})) for run in runs]
+    flat = [
+        _flat(clean({name: run.settings.get(name) for name in ("model", "data", "task", "strategy", "training")})) for run in runs
+    ]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = [[name, *(Cell(shortened(settings.get(name, "")), is_long=True) for settings in flat)] for name in names]
     blocks: list[Block] = []
@@ -150,7 +166,11 @@ def _measure(name: str, run: RunRecords) -> str:
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     """Return nested settings as dotted names and texts."""
     if isinstance(value, Mapping) and value:
-        return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}.{name}" if prefix else name).items()}
+        return {
+            key: text
+            for name, inner in value.items()
+            for key, text in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
+        }
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         return {key: text for i, inner in enumerate(value) for key, text in _flat(inner, f"{prefix}.{i}").items()}
     return {prefix: ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)}
