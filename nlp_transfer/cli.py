@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands import cross_validate, embed, explain, init, list_label_errors, runs
+from nlp_transfer.commands import cross_validate, embed, explain, init, list_label_errors, report, runs
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
@@ -213,7 +213,15 @@ def compare(
 
 
 # Commands in files of their own; each file defines `command` and imports nothing heavy.
-COMMANDS: tuple[click.Command, ...] = (list_label_errors.command, explain.command, embed.command, init.command, runs.command, cross_validate.command,)
+COMMANDS: tuple[click.Command, ...] = (
+    list_label_errors.command,
+    explain.command,
+    embed.command,
+    init.command,
+    runs.command,
+    cross_validate.command,
+    report.command,
+)
 for command in COMMANDS:
     cli.add_command(command)
 

@@ -56,6 +56,7 @@ def fine_tune(
     push_to: str | None = None,
     metrics: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
+    with_report: bool = True,
     **settings: Any,
 ) -> FineTuned:
     """Fine-tune a checkpoint on text; save and score the model in `output_dir`.
@@ -73,6 +74,7 @@ def fine_tune(
             name one of the values. Higher is better, unless the metric has the attribute `higher_is_better = False`.
         callbacks: `Callback` objects that are called during training, after those of `training.callbacks`. They are not recorded
             in `config.yaml`.
+        with_report: write `report.html` and the plots of the model card, and print the largest errors.
 
     Raises:
         UserError: settings or data are invalid. The message lists all problems; nothing is written.
@@ -93,7 +95,7 @@ def fine_tune(
         run = train(run)
         run = save(run, folder)
         run = score(run, folder)
-        run = report(run, folder)
+        run = report(run, folder, with_report)
     if push_to and is_main():
         push_run(folder.path, push_to)
     return FineTuned(folder.path, run.result, run.predictions, run.references)

@@ -125,8 +125,9 @@ def _run_job(job: dict[str, Any]) -> int:
 
 def _run(document: dict[str, Any], rate: float, callbacks: Sequence[Callback]) -> FineTuned:
     if rate == 1:
-        return fine_tune(document, callbacks=callbacks)
-    return fine_tune(document, strategy=with_rate(strategy_from(document["strategy"]), rate), callbacks=callbacks)
+        return fine_tune(document, callbacks=callbacks, with_report=False)
+    strategy = with_rate(strategy_from(document["strategy"]), rate)
+    return fine_tune(document, strategy=strategy, callbacks=callbacks, with_report=False)
 
 
 def with_rate(strategy: Strategy, factor: float) -> Strategy:

@@ -109,7 +109,9 @@ def load_embedder(
     with quiet():
         encoder = without_pooler(checkpoint.load(AutoModel))
     if missing := sorted(name for name in new_parameters(encoder) if not name.startswith("pooler.")):
-        raise UserError(f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}; allowed: a complete encoder")
+        raise UserError(
+            f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}; allowed: a complete encoder"
+        )
     chosen, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
     limit = min(DEFAULT_LENGTH, checkpoint.max_length)
     names = list(columns) or ["text"]

@@ -1,6 +1,6 @@
 """The model card of a saved model: its use, training data, metrics, settings and limits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,21 @@ METADATA_METRICS = (  # metrics listed in the YAML metadata
 SPLIT_OFF = "split off the training data"
 
 
-def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+def write_card(
+    folder: Path,
+    task: Task,
+    result: Mapping[str, Any],
+    data: Mapping[str, Any],
+    training: Mapping[str, Any],
+    plots: Sequence[tuple[str, str]] = (),
+) -> None:
     """Write the model card, `README.md`, to the folder of a model or an adapter.
 
     Args:
         result: content of the run's `result.json`.
         data: the sources of `train`, `validation` and `test`, and the number of rows of each split as `rows`.
         training: the resolved training settings.
+        plots: description and file name of each plot in the folder.
     """
     scored = "test" if result["metrics"].get("test") else "validation"
     metrics = result["metrics"].get(scored, {})
@@ -52,7 +60,7 @@ def write_card(folder: Path, task: Task, result: Mapping[str, Any], data: Mappin
         ],
         has_test="test" in sources, scored=scored, metrics=rows, intervals=has_intervals,
         signatures=[(name, text) for name, text in result.get("signatures", {}).items() if name in metrics],
-        precision=result.get("metrics_precision"),
+        precision=result.get("metrics_precision"), plots=plots,
         settings=[
             (name, f"{value:.4g}" if isinstance(value, float) else str(value))
             for name, value in training.items()

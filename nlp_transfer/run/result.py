@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from accelerate import Accelerator
 from nlp_transfer.inference.predictor import PRECISION
 from nlp_transfer.models.device import device_type
 from nlp_transfer.report.model_card import write_card
+from nlp_transfer.report.run_records import RunRecords
+from nlp_transfer.run.data_facts import data_facts
 from nlp_transfer.run.final_model import save_job
 from nlp_transfer.run.final_scores import score_splits
 from nlp_transfer.run.folder import RunFolder
 from nlp_transfer.run.run import Run
+from nlp_transfer.saved_models.layout import DATA_FACTS, REPORT
 from nlp_transfer.saved_models.load import RECORD
 from nlp_transfer.saved_models.save import add_to_record, is_plain, versions
 from nlp_transfer.security.secret_patterns import clean
@@ -21,7 +25,7 @@ from nlp_transfer.strategies import Job, nested_tasks
 from nlp_transfer.training.position import Position
 from nlp_transfer.utils import environment
 from nlp_transfer.utils.atomic_files import retry_while_full, write_json
-from nlp_transfer.utils.console import show_metrics
+from nlp_transfer.utils.console import say, show_metrics
 
 
 def make_result(run: Run) -> dict[str, Any]:
@@ -91,8 +95,10 @@ def save_further_tasks(
     return results
 
 
-def finish_run(run: Run, folder: RunFolder) -> None:
+def finish_run(run: Run, folder: RunFolder, with_plots: bool = True) -> None:
     """Write model cards, records and finally `result.json`, which marks the run as finished; delete the checkpoints."""
+    write_json(folder.path / DATA_FACTS, clean(data_facts(run)))
+    plots = _card_plots(run, folder) if with_plots else []
     saved = [(folder.path / name, run.task, run.result, run.config.data, run.splits.rows) for name in ("model", "adapter")]
     for (name, (job, _)), (data, _) in zip(run.auxiliary.items(), nested_tasks(run.strategy).values(), strict=True):
         task_result = {"signatures": {}, **run.result, **run.result["tasks"][name]}
@@ -102,7 +108,40 @@ def finish_run(run: Run, folder: RunFolder) -> None:
             add_to_record(model_folder, {key: result[key] for key in ("metrics", "calibration") if key in result})
             sources = {split: clean(getattr(data, split)) for split in ("train", "validation", "test")}
             counts = {"rows": {split: len(split_rows) for split, split_rows in rows.items()}}
-            card = partial(write_card, model_folder, task, clean(result), {**sources, **counts}, run.document["training"])
+            card = partial(
+                write_card,
+                model_folder,
+                task,
+                clean(result),
+                {**sources, **counts},
+                run.document["training"],
+                plots if model_folder.name == "model" and task is run.task else (),
+            )
             retry_while_full(card, "the model card", model_folder)
     write_json(folder.path / "result.json", run.result)
     folder.clear_checkpoints()
+
+
+def show_report(folder: Path) -> None:
+    """Write `report.html` of a finished run, and print its short form. A problem is printed, since the run is finished."""
+    try:
+        from nlp_transfer.report.run_report import write_report
+        from nlp_transfer.report.short_form import show_errors
+
+        records = RunRecords.read(folder)
+        show_errors(records)
+        write_report(folder / REPORT, [records])
+        say(f"the report is {folder / REPORT}")
+    except Exception as error:  # such as predictions of a user-defined task in an unexpected form
+        say(f"warning: {folder / REPORT} was not written ({type(error).__name__}: {error})")
+
+
+def _card_plots(run: Run, folder: RunFolder) -> list[tuple[str, str]]:
+    """Write the plots of the model card, and return their descriptions and file names. A problem is printed."""
+    try:
+        from nlp_transfer.report.card_plots import write_card_plots
+
+        return write_card_plots(folder.path / "model", RunRecords.read(folder.path, run.result))
+    except Exception as error:
+        say(f"warning: the model card has no plots ({type(error).__name__}: {error})")
+        return []

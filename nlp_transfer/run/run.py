@@ -29,6 +29,7 @@ class Run:
         config: The settings as given; `data.validation_share` is resolved when the data are read.
         task: The task; fitted when the data are read, and prepared for the checkpoint before the rows are encoded.
         unused: Settings that were set but have no effect; maps each dotted name to the reason.
+        data_notes: Lines about the data that were printed (set by `read`).
         user_metrics: Metrics passed to `fine_tune`.
         callbacks: Callbacks passed to `fine_tune`.
         hub_metrics: Metrics of `training.hub_metrics` (set by `read`).
@@ -53,6 +54,7 @@ class Run:
     task: Task
     strategy: Strategy
     unused: dict[str, str] = field(default_factory=dict)
+    data_notes: Sequence[str] = ()
     user_metrics: UserMetrics = field(default_factory=lambda: UserMetrics(()))
     callbacks: Sequence[Callback] = ()
     hub_metrics: list[Any] = field(default_factory=list)

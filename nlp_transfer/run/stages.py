@@ -19,7 +19,7 @@ from nlp_transfer.models.preparation import count_parameters, describe_head
 from nlp_transfer.run.final_model import save_final_model
 from nlp_transfer.run.final_scores import score_splits, try_metrics
 from nlp_transfer.run.folder import RunFolder, check_same_on_all
-from nlp_transfer.run.result import finish_run, make_result, save_further_tasks, training_metrics
+from nlp_transfer.run.result import finish_run, make_result, save_further_tasks, show_report, training_metrics
 from nlp_transfer.run.run import Run
 from nlp_transfer.run.run_config import resolved_document
 from nlp_transfer.run.start_summary import summary_lines
@@ -46,10 +46,11 @@ def read(run: Run, allow_hub_metrics: bool = False) -> Run:
     checkpoint = Checkpoint.open(find_model(run.config.model))
     needs_validation = run.strategy.traits.needs_validation or run.task.traits.calibration(run.task) is not None
     splits, task = read_splits(run.config.data, run.task, training, training.seed, needs_validation)
-    say(*(task.describe(splits.train).lines if len(splits.train) else ()), *splits.notes)
+    notes = [*(task.describe(splits.train).lines if len(splits.train) else ()), *splits.notes]
+    say(*notes)
     resolved = run.with_validation_share(splits.validation_share)
     say(*describe_unused(item for item in resolved.unused.items() if item[0] not in run.unused))
-    return replace(resolved, task=task, checkpoint=checkpoint, splits=splits, hub_metrics=hub_metrics)
+    return replace(resolved, task=task, checkpoint=checkpoint, splits=splits, hub_metrics=hub_metrics, data_notes=notes)
 
 
 def encode(run: Run) -> Run:
@@ -135,14 +136,20 @@ def score(run: Run, folder: RunFolder) -> Run:
     return replace(run, metrics=metrics, predictions=predictions, auxiliary_results=results)
 
 
-def report(run: Run, folder: RunFolder) -> Run:
-    """Write the model card and `result.json`, which marks the run as finished, and print the metrics."""
+def report(run: Run, folder: RunFolder, page: bool = True) -> Run:
+    """Write the model card and `result.json`, which marks the run as finished, and print the metrics.
+
+    Args:
+        page: whether to write `report.html` and the plots of the model card, and to print the largest errors.
+    """
     run = replace(run, calibration=calibration_result(run))
     run = replace(run, result=make_result(run))
     if run.is_main:
-        finish_run(run, folder)
+        finish_run(run, folder, page)
     run.trainer.accelerator.wait_for_everyone()
     show_metrics(run.metrics, f"metrics, computed in {PRECISION}")
+    if run.is_main and page:
+        show_report(folder.path)
     metric = run.task.scorer.compare_by(run.config.training.best_metric)
     values = [f"{split} {metric} {number(scores[metric])}" for split, scores in run.metrics.items() if metric in scores]
     say(f"the model is in {folder.path / 'model'}{'; ' if values else ''}{', '.join(values)}", level=Level.QUIET)

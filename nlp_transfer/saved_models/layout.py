@@ -3,7 +3,9 @@
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS
 
 PREDICTIONS = "predictions"
+DATA_FACTS = "data.json"
+REPORT = "report.html"
 RUN_FILES = (
     "config.yaml", "result.json", "log.jsonl", "model", "adapter", PREDICTIONS, "checkpoints", "biases.safetensors", "tasks",
-    "shared", SKIPPED_ROWS,
+    "shared", SKIPPED_ROWS, DATA_FACTS, REPORT,
 )  # fmt: skip

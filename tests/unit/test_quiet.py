@@ -39,7 +39,7 @@ def test_levels_end_with_their_context_and_nest(capsys: pytest.CaptureFixture[st
         print_all()
         assert not prints(Level.QUIET)
     assert capsys.readouterr().err == ""
-    with pytest.raises(ZeroDivisionError), quiet_output(warnings=True):
+    with pytest.raises(ZeroDivisionError), quiet_output(with_warnings=True):
         1 / 0  # noqa: B018
     assert prints(Level.NORMAL)
     assert not prints(Level.VERBOSE)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from nlp_transfer.data.parallel_texts import draw_rows
-from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer, Sums, mean
+from nlp_transfer.evaluation.metrics.scorer import Arrays, Form, Scorer, Sums, mean
 
 EXAMPLES = 3
 
@@ -29,6 +29,7 @@ class GenerationScorer(Scorer):
     draft_rows: int = 0
     max_length: int | None = None
     reference: ClassVar[str] = "references"
+    form: ClassVar[Form] = "texts"
     main: ClassVar[str]
     """The metric of texts by which finished models are compared."""
     draft_setting: ClassVar[str]

@@ -1,8 +1,9 @@
 """Scores predicted labels."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from nlp_transfer.evaluation.metrics.calibration_metrics import (
     probability_metrics,
 )
 from nlp_transfer.evaluation.metrics.classification_metrics import LABEL_KEYS, compute_label_metrics
-from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer, Sums, mean
+from nlp_transfer.evaluation.metrics.scorer import Arrays, Form, Scorer, Sums, mean
 
 AVERAGED = {key for key in LABEL_KEYS if "_" in key}
 
@@ -32,12 +33,15 @@ class LabelScorer(Scorer):
         abstain: Minimum probability of a prediction. If it is set, the metrics include `coverage`, the fraction of rows with at
             least this probability, and `accuracy_covered`, the accuracy on them.
         positive: Index of one of two labels. If it is set, the metrics include its precision, recall and F1.
+        separator: Joins the labels of a row in files.
     """
 
     values: tuple[Any, ...] = ()
     multilabel: bool = False
     abstain: float | None = None
     positive: int | None = None
+    separator: str = ","
+    form: ClassVar[Form] = "labels"
 
     @property
     def prediction_type(self) -> str:
@@ -76,6 +80,8 @@ class LabelScorer(Scorer):
             return np.stack([brier_terms(predictions["scores"], true), np.ones(len(true))], 1), mean
         if metric == "ece":
             return self._bin_errors(predictions["scores"], true), _calibration_error
+        if metric == "mcc" and not self.multilabel:
+            return self._label_counts(predicted, true), _mcc
         if metric not in AVERAGED:
             return None
         return self._label_counts(predicted, true), partial(_average, metric=metric, all_labels=self.multilabel)
@@ -89,6 +95,68 @@ class LabelScorer(Scorer):
         np.add.at(errors, (rows, bin_indices(confidence, np.linspace(0, 1, BINS + 1))), correct - confidence)
         errors[:, -1] = per_row
         return errors
+
+    def parse(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Arrays, Arrays]:
+        """Return label ids or bool arrays, and as `scores` the probabilities, if those of all labels are in the file.
+
+        For one label per row, `confidence` is the probability of the predicted label.
+        """
+        predicted, true = (self._ids(columns[name]) for name in ("prediction", "reference"))
+        predictions = {"prediction": predicted}
+        names = [f"probability:{label}" for label in self.labels]
+        if all(name in columns for name in names):
+            predictions["scores"] = np.stack([np.asarray(columns[name], np.float64) for name in names], 1)
+        if not self.multilabel and "probability" in columns:
+            predictions["confidence"] = np.asarray(columns["probability"], np.float64)
+        return predictions, {self.reference: true}
+
+    def _ids(self, cells: Sequence[Any]) -> np.ndarray:
+        """Return the ids of labels, int64 of shape (rows,), or of joined labels, bool of shape (rows, labels)."""
+        if not self.multilabel:
+            ids = {value: i for i, value in enumerate(self.values)}
+            return np.array([ids[cell] for cell in cells], np.int64)
+        position = {str(value): i for i, value in enumerate(self.values)}
+        hot = np.zeros((len(cells), len(position)), bool)
+        for row, cell in enumerate(cells):
+            hot[row, [position[name] for name in (cell or "").split(self.separator) if name]] = True
+        return hot
+
+    def error_sizes(self, predictions: Arrays, references: Arrays) -> np.ndarray | None:
+        """Return the probability of a wrong prediction; with several labels per row, of the wrong label that is most certain.
+
+        Without probabilities, return the number of wrong labels.
+        """
+        predicted, true = predictions["prediction"], references[self.reference]
+        wrong = predicted != true
+        if not self.multilabel:
+            return wrong * predictions["confidence"] if "confidence" in predictions else wrong.astype(float)
+        return (wrong * np.abs(predictions["scores"] - true)).max(1) if "scores" in predictions else wrong.sum(1).astype(float)
+
+    def class_counts(self, predictions: Arrays, references: Arrays) -> tuple[tuple[str, ...], np.ndarray] | None:
+        counts = np.asarray(self._label_counts(predictions["prediction"], references[self.reference]).sum(0)).reshape(3, -1)
+        return self.labels, counts.astype(np.int64)
+
+    def confusions(self, predictions: Arrays, references: Arrays) -> np.ndarray | None:
+        """With several labels per row, count the rows in which one label was missed and another one predicted instead."""
+        predicted, true = predictions["prediction"], references[self.reference]
+        if self.multilabel:
+            return (true & ~predicted).astype(np.int64).T @ (predicted & ~true).astype(np.int64)
+        matrix = np.zeros((len(self.labels), len(self.labels)), np.int64)
+        np.add.at(matrix, (true, predicted), 1)
+        return matrix
+
+    def confidences(self, predictions: Arrays, references: Arrays) -> tuple[np.ndarray, np.ndarray, float | None] | None:
+        """Return the probabilities of the predicted labels, or, with several labels per row, of all labels.
+
+        The Brier score is summed over the labels (Brier 1950), or, with several labels per row, averaged over them.
+        """
+        predicted, true, scores = predictions["prediction"], references[self.reference], predictions.get("scores")
+        if self.multilabel:
+            return None if scores is None else (scores.ravel(), true.ravel(), float(np.mean((scores - true) ** 2)))
+        if "confidence" not in predictions:
+            return None
+        brier = None if scores is None else float(np.mean(((scores - np.eye(len(self.labels))[true]) ** 2).sum(1)))
+        return predictions["confidence"], predicted == true, brier
 
     def _label_counts(self, predicted: np.ndarray, true: np.ndarray) -> Any:
         """Return a sparse 0/1 matrix of shape (rows, 3 x labels): whether a label is correctly predicted, predicted, and true."""
@@ -130,3 +198,12 @@ def _average(sums: np.ndarray, metric: str, all_labels: bool) -> np.ndarray:
             return np.nan_to_num((ratio * true).sum(1) / true.sum(1))
         occurs = np.ones_like(ratio) if all_labels else (predicted + true) > 0
         return np.asarray((ratio * occurs).sum(1) / occurs.sum(1))
+
+
+def _mcc(sums: np.ndarray) -> np.ndarray:
+    """Compute the correlation coefficient of Gorodkin (2004) from sums of `_label_counts`; 0 if it is undefined."""
+    correct, predicted, true = np.split(sums, 3, axis=1)
+    rows = true.sum(1)
+    spread = np.sqrt((rows**2 - (predicted**2).sum(1)) * (rows**2 - (true**2).sum(1)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(spread > 0, (correct.sum(1) * rows - (predicted * true).sum(1)) / spread, 0.0))

@@ -1,20 +1,29 @@
 """Scores predicted numbers."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nlp_transfer.evaluation.metrics.regression_metrics import compute_regression_metrics
-from nlp_transfer.evaluation.metrics.scorer import Arrays, Scorer, Sums, mean
+from nlp_transfer.evaluation.metrics.scorer import Arrays, Form, Scorer, Sums, mean
 
 
 @dataclass(frozen=True)
 class RegressionScorer(Scorer):
     """Scores numbers, of shape (rows,)."""
 
+    form: ClassVar[Form] = "numbers"
+    row_metric: ClassVar[str | None] = "mae"
+
     @property
     def prediction_type(self) -> str:
         return "double"
+
+    def parse(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Arrays, Arrays]:
+        predicted, true = (np.asarray(columns[name], np.float64) for name in ("prediction", "reference"))
+        return {"prediction": predicted}, {self.reference: true}
 
     def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
         return compute_regression_metrics(predictions["prediction"], references[self.reference])

@@ -1,9 +1,9 @@
 """The interface between tasks and evaluation: how predictions are scored, resampled and shown."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -19,6 +19,8 @@ Arrays = dict[str, np.ndarray]
 Sums = tuple[Any, Callable[[np.ndarray], np.ndarray]]
 """A dense or sparse matrix of shape (rows, statistics), and a function that computes a metric from sums of these rows. It maps
 sums of shape (resamples, statistics) to values of shape (resamples,)."""
+
+Form = Literal["labels", "numbers", "texts", "other"]
 
 KNOWN_KEYS = (
     *LABEL_KEYS, *PROBABILITY_KEYS, *COVERAGE_KEYS, *POSITIVE_KEYS, *REGRESSION_KEYS, *TRANSLATION_KEYS,
@@ -62,11 +64,15 @@ class Scorer(ABC):
         best_metric: The metric by which finished models are compared, unless `training.best_metric` names another one.
         labels: Names of the labels, in the order of the model's outputs. Empty for tasks without labels.
         reference: Name of the column that contains the references.
+        form: Form of the predictions, which determines what a report shows.
+        row_metric: The metric that ranks single rows; must be one that `sums` supports. None: `best_metric`.
     """
 
     best_metric: str
     labels: tuple[str, ...] = ()
     reference: ClassVar[str] = "labels"
+    form: ClassVar[Form] = "other"
+    row_metric: ClassVar[str | None] = None
 
     @property
     def prediction_type(self) -> str:
@@ -129,6 +135,49 @@ class Scorer(ABC):
         """Return examples and notes to print after a split has been scored."""
         return []
 
+    def parse(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Arrays, Arrays]:
+        """Return predictions and references from the columns of a predictions file, the inverse of `Task.columns`.
+
+        Columns that are not in the file are missing in the result.
+        """
+        predicted, true = (_objects(columns[name]) for name in ("prediction", "reference"))
+        return {"prediction": predicted}, {self.reference: true}
+
+    def error_sizes(self, predictions: Arrays, references: Arrays) -> np.ndarray | None:
+        """Return how wrong each prediction is, float64 of shape (rows,); 0: right. None: unknown."""
+        metric = self.row_metric or self.best_metric
+        if (sums := self.sums(metric, predictions, references)) is None:
+            return None
+        statistics, function = sums
+        values = function(statistics)  # the sums of a single row are its statistics
+        sizes = self.bounds(metric)[1] - values if self.higher_is_better(metric) else values
+        pairs = zip(predictions["prediction"], references[self.reference], strict=True)
+        return np.where([bool(np.array_equal(predicted, true)) for predicted, true in pairs], 0.0, sizes)
+
+    def class_counts(self, predictions: Arrays, references: Arrays) -> tuple[tuple[str, ...], np.ndarray] | None:
+        """Return the names of the classes and, for each, the numbers of correct, of predicted and of true occurrences.
+
+        Returns:
+            The names, and int64 of shape (3, classes). None: there are no classes.
+        """
+        return None
+
+    def confusions(self, predictions: Arrays, references: Arrays) -> np.ndarray | None:
+        """Return how often each label (row) was confused with each other label (column), int64 of shape (labels, labels).
+
+        The diagonal holds the correct predictions, or 0 if a row can have several labels. None: there are no labels.
+        """
+        return None
+
+    def confidences(self, predictions: Arrays, references: Arrays) -> tuple[np.ndarray, np.ndarray, float | None] | None:
+        """Return probabilities, whether what they predict is true, and the Brier score.
+
+        Returns:
+            float64 and bool of equal shape (predictions,); the score is None if not all probabilities are known. None: there are
+            no probabilities.
+        """
+        return None
+
     def signatures(self) -> dict[str, str]:
         """Return the signatures of metrics with several conventions, such as BLEU. They are saved in `result.json`."""
         return {}
@@ -137,3 +186,10 @@ class Scorer(ABC):
 def mean(sums: np.ndarray) -> np.ndarray:
     """Compute means from an array of shape (resamples, 2) with the sum of the values and the number of values."""
     return np.asarray(sums[:, 0] / sums[:, 1])
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    """Return an array of shape (values,) of any Python values, even if they are lists of equal length."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

@@ -26,6 +26,7 @@ class SummarizationScorer(GenerationScorer):
     """
 
     main: ClassVar[str] = "rougeL"
+    row_metric: ClassVar[str | None] = "rougeL"
     draft_setting: ClassVar[str] = "summarized_rows"
     names: ClassVar[tuple[str, str, str]] = ("text", "summary", "reference")
     shown: ClassVar[int | None] = 300

@@ -25,6 +25,7 @@ class TranslationScorer(GenerationScorer):
 
     longest_piece: int | None = None
     main: ClassVar[str] = "bleu"
+    row_metric: ClassVar[str | None] = "chrf"  # BLEU is 0 for most single sentences
     draft_setting: ClassVar[str] = "translated_rows"
     names: ClassVar[tuple[str, str, str]] = ("source", "translation", "reference")
 

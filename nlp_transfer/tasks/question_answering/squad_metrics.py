@@ -49,6 +49,7 @@ class AnswerScorer(Scorer):
     """Scores answers. References are lists of acceptable answers, which are empty if a question has no answer."""
 
     reference: ClassVar[str] = "answers"
+    row_metric: ClassVar[str | None] = "f1"
 
     def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
         """Return the metrics from 0 to 100; if some questions have no answer, also for questions with and without an answer."""

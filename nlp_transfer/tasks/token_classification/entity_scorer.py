@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class EntityScorer(Scorer):
 
     types: tuple[str, ...] = ()
     reference = "references"
+    row_metric: ClassVar[str | None] = "f1"
 
     def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
         """Compute micro precision, recall and F1, `f1_macro` over the types that occur, and `f1/TYPE` for these.
@@ -45,6 +46,9 @@ class EntityScorer(Scorer):
         if metric not in ENTITY_KEYS and metric.removeprefix("f1/") not in self.types:
             return None
         return self._counts(predictions, references), partial(_ratio, metric=metric, types=self.types)
+
+    def class_counts(self, predictions: Arrays, references: Arrays) -> tuple[tuple[str, ...], np.ndarray] | None:
+        return self.types, self._counts(predictions, references).sum(0).reshape(3, -1).astype(np.int64)
 
     def _counts(self, predictions: Arrays, references: Arrays) -> np.ndarray:
         """Return the numbers of correct, predicted and true entities by type, float64 of shape (rows, 3 x types)."""

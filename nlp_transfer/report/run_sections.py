@@ -1,0 +1,176 @@
+"""Sections of a report about one or several runs: metrics, data, learning curves, cost and settings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nlp_transfer.evaluation.error_analysis import metric_intervals
+from nlp_transfer.report.error_sections import show_interval
+from nlp_transfer.report.page_blocks import Block, Cell, Lines, Paragraph, Plot, Plots, Section, shortened, table
+from nlp_transfer.report.plots import to_svg
+from nlp_transfer.report.run_plots import Series, curves
+from nlp_transfer.report.run_records import RunRecords
+from nlp_transfer.security.secret_patterns import clean
+from nlp_transfer.utils.console import number
+
+QUANTILES = ("shortest", "5 %", "25 %", "median", "75 %", "95 %", "longest")
+TOLERANCE = 1e-4  # relative; an interval is only shown for a metric that the file of predictions reproduces
+UNITS = {"_bytes": (1 << 30, "GiB"), "seconds": (1, "s")}
+
+
+def intervals_of(run: RunRecords) -> dict[str, tuple[float, float]]:
+    """Return the 95 % intervals of the metrics of the analysed split, by name; from the metrics themselves if these have some."""
+    if run.predictions is None:
+        return {}
+    metrics = run.metrics.get(run.predictions.split, {})
+    found = {name: (metrics[f"{name}_low"], metrics[f"{name}_high"]) for name in metrics if f"{name}_low" in metrics}
+    names = [name for name in metrics if name not in found and not _is_bound(name, metrics)]
+    for name, estimate in metric_intervals(run.scorer, run.predictions.scored, names).items():
+        if np.isclose(estimate.value, metrics[name], rtol=TOLERANCE, atol=TOLERANCE) and np.isfinite(
+            estimate.low + estimate.high
+        ):
+            found[name] = (estimate.low, estimate.high)
+    return found
+
+
+def summary_section(runs: Sequence[RunRecords]) -> Section:
+    """Return the metrics of each run with 95 % intervals, and notes on them."""
+    columns: list[tuple[str, Mapping[str, float], Mapping[str, tuple[float, float]]]] = []
+    for run in runs:
+        intervals = intervals_of(run)
+        for split in ("test", "validation"):
+            if (metrics := run.metrics.get(split)) and (
+                len(runs) == 1 or run.predictions is None or split == run.predictions.split
+            ):
+                is_analysed = run.predictions is not None and split == run.predictions.split
+                name = split if len(runs) == 1 else f"{run.name}: {split}"
+                columns.append((name, metrics, intervals if is_analysed else {}))
+    names = list(dict.fromkeys(name for _, metrics, _ in columns for name in metrics if not _is_bound(name, metrics)))
+    head, rows = ["metric"], [[name] for name in names]
+    for title, metrics, intervals in columns:
+        head += [title, "95 % interval"] if intervals else [title]
+        for name, row in zip(names, rows, strict=True):
+            row.append(number(metrics[name]) if name in metrics else "")
+            if intervals:
+                row.append(show_interval(*intervals[name]) if name in intervals else "")
+    blocks: list[Block] = [table(head, rows)] if columns else [Paragraph(text="No split was scored.")]
+    notes = [f"{name}: {text}" for name, text in dict(runs[0].result.get("signatures") or {}).items()]
+    if any(intervals for _, _, intervals in columns):
+        notes.insert(0, "intervals are over the rows of the split, for this model; other seeds vary in addition")
+    if runs[0].metrics.get("validation"):
+        notes.append("the validation split selected the best weights, so its metrics are slightly too high")
+    return Section("metrics", "Metrics", [*blocks, Lines(lines=notes)])
+
+
+def data_section(run: RunRecords) -> Section | None:
+    """Return what the run recorded about its data."""
+    facts = run.facts
+    if not facts.get("splits"):
+        return None
+    head = ["split", "rows", "truncated", "mean tokens", *QUANTILES]
+    rows = [
+        [
+            name,
+            f"{part['rows']:,}",
+            f"{part['truncated']:,}",
+            f"{part['mean']:.1f}",
+            *(f"{value:,.0f}" for value in part["lengths"]),
+        ]
+        for name, part in facts["splits"].items()
+    ]
+    blocks: list[Block] = [table(head, rows, f"rows and lengths in tokens (maximum {facts['max_length']})")]
+    if facts.get("notes"):
+        blocks.append(Lines(lines=[shortened(line) for line in facts["notes"]]))
+    if conflicts := facts.get("conflicts"):
+        rows = [
+            [Cell(shortened(item["input"]), is_long=True), Cell(shortened(item["labels"]), is_long=True)] for item in conflicts
+        ]
+        blocks.append(
+            table(["input", "labels"], rows, f"{facts['conflict_inputs']:,} inputs occur in train with different labels")
+        )
+    return Section("data", "Data", blocks)
+
+
+def curves_section(runs: Sequence[RunRecords]) -> Section | None:
+    """Return the learning curves from the log: loss, validation metric and learning rate."""
+    several = len(runs) > 1
+    training = {name: _series(runs, name) for name in ("loss", "learning_rate", "grad_norm")}
+    metric = runs[0].scorer.compare_by((runs[0].settings.get("training") or {}).get("best_metric"))
+    losses = {"training": line for line in training["loss"].values()} if not several else training["loss"]
+    validation = _series(runs, "loss", "validation")
+    losses = losses | {("validation" if not several else f"{name}, validation"): line for name, line in validation.items()}
+    plots = []
+    for title, series, markers in (
+        ("loss", losses, False), (f"validation {metric}", _series(runs, metric, "validation"), True),
+        ("learning rate", training["learning_rate"], False), ("gradient norm", training["grad_norm"], False),
+    ):  # fmt: skip
+        if series:
+            svg = to_svg(curves(series, title, markers=markers), f"{title} by step, {', '.join(run.name for run in runs)}")
+            plots.append(Plot(title, svg))
+    return Section("curves", "Learning curves", [Plots(figures=plots)]) if plots else None
+
+
+def cost_section(runs: Sequence[RunRecords]) -> Section:
+    """Return time, speed, memory and size."""
+    names = list(dict.fromkeys(name for run in runs for name in run.result.get("train") or {}))
+    rows = [[name.removesuffix("_bytes").replace("_", " "), *(_measure(name, run) for run in runs)] for name in names]
+    return Section("cost", "Speed and memory", [table(["", *_names(runs)], rows)])
+
+
+def settings_section(runs: Sequence[RunRecords]) -> Section:
+    """Return the resolved settings; of several runs, first those that differ."""
+    flat = [
+        _flat(clean({name: run.settings.get(name) for name in ("model", "data", "task", "strategy", "training")})) for run in runs
+    ]
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    rows = [[name, *(Cell(shortened(settings.get(name, "")), is_long=True) for settings in flat)] for name in names]
+    blocks: list[Block] = []
+    if len(runs) > 1:
+        different = [row for row in rows if len({cell.text for cell in row[1:] if isinstance(cell, Cell)}) > 1]
+        blocks.append(table(["setting", *_names(runs)], different, "settings that differ"))
+    blocks.append(table(["setting", *_names(runs)], rows, "all settings", is_folded=True))
+    versions = ", ".join(f"{name} {version}" for name, version in (runs[0].result.get("versions") or {}).items())
+    blocks.append(Paragraph(text=versions, is_caption=True))
+    return Section("settings", "Settings", blocks)
+
+
+def _names(runs: Sequence[RunRecords]) -> list[str]:
+    return [run.name for run in runs] if len(runs) > 1 else ["value"]
+
+
+def _is_bound(name: str, metrics: Mapping[str, float]) -> bool:
+    return name.endswith(("_low", "_high")) and name.rpartition("_")[0] in metrics
+
+
+def _series(runs: Sequence[RunRecords], name: str, part: str | None = None) -> Series:
+    """Return the values of a logged number by run, without missing ones."""
+    series = {}
+    for run in runs:
+        lines = [(line["step"], (line.get(part) or {}) if part else line) for line in run.log]
+        points = [(step, line[name]) for step, line in lines if isinstance(line.get(name), (int, float))]
+        if points:
+            series[run.name] = tuple(zip(*points, strict=True))
+    return series  # type: ignore[return-value]
+
+
+def _measure(name: str, run: RunRecords) -> str:
+    value = (run.result.get("train") or {}).get(name)
+    if value is None:
+        return ""
+    unit, text = next((found for suffix, found in UNITS.items() if name.endswith(suffix)), (1, ""))
+    size = value / unit
+    return f"{f'{size:,}' if isinstance(value, int) and unit == 1 else f'{size:,.2f}'} {text}".strip()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested settings as dotted names and texts."""
+    if isinstance(value, Mapping) and value:
+        return {
+            key: text
+            for name, inner in value.items()
+            for key, text in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
+        }
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        return {key: text for i, inner in enumerate(value) for key, text in _flat(inner, f"{prefix}.{i}").items()}
+    return {prefix: ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)}
