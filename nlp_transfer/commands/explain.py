@@ -16,7 +16,9 @@ from nlp_transfer.utils.errors import UserError
 @click.option("--label", help="Explain this label.  [default: the most probable one]")
 @click.option("--neighbors", type=click.IntRange(min=0), default=5, show_default=True, help="Similar training rows to list.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Also write an HTML page.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="json: JSON lines.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="json: JSON lines."
+)
 @OVERWRITE
 @CODE
 def command(

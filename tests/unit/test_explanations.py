@@ -118,7 +118,7 @@ def test_neighbors_are_training_rows(trained: Path, sentiment: dict[str, Path]) 
     text, label = sentiment_rows(1)[0]
     [found] = explain(trained, text, neighbors=3)
     assert found.neighbors is not None
-    assert [row.columns for row in found.neighbors][0] == {"text": text, "label": label}
+    assert found.neighbors[0].columns == {"text": text, "label": label}
     assert found.neighbors[0].similarity == pytest.approx(1, abs=1e-5)
     assert found.neighbors[0].where == f"{sentiment['train']}, row 2"
     stored = trained / "explanations" / "train_vectors.safetensors"
