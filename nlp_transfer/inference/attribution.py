@@ -199,11 +199,8 @@ def _words_of_tokens(
             owners.append(None)
             continue
         owners.append(owner := (text, word))
-        while first < last and texts[text][first].isspace():  # some tokenizers count the space before a word as a part of it
-            first += 1
-        if last > first:
-            before = spans.get(owner, (first, last))
-            spans[owner] = (min(before[0], first), max(before[1], last))
-        else:
-            spans.setdefault(owner, (first, last))
+        token = texts[text][first:last]
+        start = last - len(token.lstrip())  # some tokenizers count the space before a word as a part of it
+        before = spans.get(owner, (start, last))
+        spans[owner] = (min(before[0], start), max(before[1], last)) if before[0] < before[1] else (start, last)
     return owners, spans

@@ -115,7 +115,7 @@ def _training_vectors(embedder: Embedder, train: Rows, folder: Path) -> np.ndarr
     key = digest.hexdigest()
     try:
         saved = load_file(path)
-        if key in saved:
+        if key in saved and len(saved[key]) == len(table):
             return saved[key]
     except Exception:  # missing, or not a file of this function
         pass
