@@ -11,7 +11,7 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
-from nlp_transfer import explain, load_predictor
+from nlp_transfer import explain, load_adapters, load_predictor
 from nlp_transfer.inference.attribution import attribute
 from nlp_transfer.inference.explanation import explain_texts
 from nlp_transfer.inference.predictor import Predictor
@@ -98,6 +98,14 @@ def test_deciding_words_have_the_largest_scores(trained: Path) -> None:
     found = explain_texts(load_predictor(trained), texts, label="positive")
     assert np.mean([each.top_words(1)[0].text in GOOD for each in found]) > 0.8
     assert np.mean([each.deletion.top > each.deletion.random for each in found if each.deletion]) > 0.8
+
+
+def test_adapters_need_not_be_merged(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    settings: Any = {"strategy": {"name": "lora"}, "training": {"max_steps": 5, "learning_rate": 1e-2}}
+    folder = run(model=tiny["bert"], data=sentiment, output_dir=tmp_path / "run", **settings).output_dir
+    separate = load_adapters(str(tiny["bert"]), {"a": folder}).predictor("a")
+    scores = [[word.score for word in attribute(each, [TEXT], 1).words] for each in (separate, load_predictor(folder))]
+    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 def test_a_single_word_has_no_deletion_test(trained: Path) -> None:
