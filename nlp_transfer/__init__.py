@@ -47,6 +47,7 @@ _PLACES = {
     "explain": "run.explanations",
     "fine_tune": "fine_tune",
     "load_adapters": "inference.adapter_sets",
+    "load_embedder": "inference.embedding",
     "load_predictor": "inference.loading",
     "load_translator": "inference.loading",
     "push": "hub.push",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from nlp_transfer.hub.push import push as push
     from nlp_transfer.inference.adapter_sets import AdapterSet as AdapterSet
     from nlp_transfer.inference.adapter_sets import load_adapters as load_adapters
+    from nlp_transfer.inference.embedding import load_embedder as load_embedder
     from nlp_transfer.inference.loading import load_predictor as load_predictor
     from nlp_transfer.inference.loading import load_translator as load_translator
     from nlp_transfer.inference.predictor import Predictor as Predictor

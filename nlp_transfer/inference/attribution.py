@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import model_inputs, to_device
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.models.regression_output import regression_outputs, standardized_outputs
+from nlp_transfer.tasks import task_name
 from nlp_transfer.tasks.common.task import token_limit
 from nlp_transfer.utils.errors import UserError
 
@@ -78,8 +80,8 @@ def check_explainable(predictor: Predictor) -> None:
     traits, model = predictor.task.traits, predictor.model
     if not traits.pools:
         raise UserError(
-            f"explain: found a model that predicts {traits.prediction} (task {predictor.task.document()['name']}); allowed: models "
-            "that predict from one vector per text: text_classification, multi_label, regression"
+            f"explain: found a model that predicts {traits.prediction} (task {task_name(predictor.task)}); allowed: models that "
+            "predict from one vector per text: text_classification, multi_label, regression"
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(f"explain: found a {model.config.model_type} model, which has a decoder; allowed: encoders")
@@ -100,8 +102,6 @@ def attribute(predictor: Predictor, texts: Sequence[str], target: int) -> Attrib
     Raises:
         UserError: the tokens of the text cannot be assigned to its characters.
     """
-    from nlp_transfer.data.sources.rows import from_columns
-
     model: Any = predictor.model
     names = predictor.task.inputs
     table = predictor.encode(from_columns({name: [text] for name, text in zip(names, texts, strict=True)}, "text"))
@@ -199,11 +199,8 @@ def _words_of_tokens(
             owners.append(None)
             continue
         owners.append(owner := (text, word))
-        while first < last and texts[text][first].isspace():  # some tokenizers count the space before a word as a part of it
-            first += 1
-        if last > first:
-            before = spans.get(owner, (first, last))
-            spans[owner] = (min(before[0], first), max(before[1], last))
-        else:
-            spans.setdefault(owner, (first, last))
+        token = texts[text][first:last]
+        start = last - len(token.lstrip())  # some tokenizers count the space before a word as a part of it
+        before = spans.get(owner, (start, last))
+        spans[owner] = (min(before[0], start), max(before[1], last)) if before[0] < before[1] else (start, last)
     return owners, spans

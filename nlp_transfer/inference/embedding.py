@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from nlp_transfer.data.sources import find_model
+from nlp_transfer.data.sources.in_memory import read_inputs
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import Features, TokenTable, encode_rows, model_inputs, token_padding, tokenize
 from nlp_transfer.inference.batched_prediction import predict_table
@@ -51,6 +52,15 @@ class Embedder:
     normalize: bool = False
     batch_size: int | None = None
     precision: str = PRECISION
+
+    def __call__(self, inputs: Any) -> np.ndarray:
+        """Return the vectors of texts, or of the rows of a table (see `Predictor`), float32 of shape (rows, width).
+
+        Raises:
+            UserError: an input is empty or not a text, or a column is missing.
+        """
+        rows, _ = read_inputs(inputs, self.columns)
+        return self.vectors(self.encode(rows))
 
     def encode(self, rows: Rows) -> TokenTable:
         """Tokenize rows.

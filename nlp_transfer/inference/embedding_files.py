@@ -46,8 +46,8 @@ def embed_file(embedder: Embedder, source: Path, output: Path, settings: dict[st
     """Write the vectors of the rows of a file, in order.
 
     Args:
-        output: `.npy`: an array of shape (rows, width), float32. `.parquet`: the input columns and `vector`, a list of fixed size.
-            `.jsonl`, `.csv`, `.tsv`: the same, with the vector as a list in JSON.
+        output: `.npy`: an array of shape (rows, width), float32. `.parquet`: the input columns and `vector`, a list of fixed
+            size. `.jsonl`, `.csv`, `.tsv`: the same, with the vector as a list in JSON.
         settings: data settings, for reading the file.
 
     Raises:

@@ -101,8 +101,8 @@ class Explanation:
         attribution, test = self.attribution, self.deletion
         kind = "predicted value" if self.label is None else "probability"
         lines = [
-            f"A score is what a word adds to the {self.unit}: {attribution.value:.4g} for this text, {attribution.baseline:.4g} with "
-            "mask tokens in place of all words.",
+            f"A score is what a word adds to the {self.unit}: {attribution.value:.4g} for this text, {attribution.baseline:.4g} "
+            "with mask tokens in place of all words.",
             f"Completeness error {attribution.error:.2g} with {attribution.steps} steps"
             + ("." if attribution.converged else ", which is above the tolerance: the scores are not exact."),
         ]
@@ -113,8 +113,8 @@ class Explanation:
             lines.append(
                 f"Deletion test: without the {words} with the largest scores, the {kind} changes from {test.output:.4f} to "
                 f"{test.output - test.top:.4f} (a drop of {test.top:.4f}); without as many random words it drops by "
-                f"{test.random:.4f} on average (standard deviation {test.random_deviation:.4f}, {test.draws} draws). The scores are "
-                "faithful to the model to the extent that the first drop is larger."
+                f"{test.random:.4f} on average (standard deviation {test.random_deviation:.4f}, {test.draws} draws). The scores "
+                "are faithful to the model to the extent that the first drop is larger."
             )
         if self.truncated:
             lines.append("The text was truncated to the maximum length of the model; the rest has no scores.")

@@ -25,7 +25,9 @@ def write_explanations(path: Path, explanations: Sequence[Explanation], model: s
             "texts": [(name, _strengths(explanation, name)) for name in explanation.texts],
             "prediction": _prediction(explanation), "explained": explanation.unit, "notes": explanation.notes(),
             "words": [(word.text, f"{word.score:+.3f}") for word in explanation.top_words(TOP_WORDS)],
-            "neighbors": [(f"{row.similarity:.3f}", row.where, list(row.columns.values())) for row in explanation.neighbors or ()],
+            "neighbors": [
+                (f"{row.similarity:.3f}", row.where, list(row.columns.values())) for row in explanation.neighbors or ()
+            ],
             "columns": list(explanation.neighbors[0].columns) if explanation.neighbors else [],
         }
         for explanation in explanations

@@ -109,14 +109,13 @@ def _training_vectors(embedder: Embedder, train: Rows, folder: Path) -> np.ndarr
     path, table = folder / VECTORS, embedder.encode(train)
     digest = hashlib.sha256(f"{embedder.pooling} {embedder.precision} {embedder.encoder.config.to_json_string()}".encode())
     for column in table.ragged.values():
-        digest.update(np.ascontiguousarray(column.values))
-        digest.update(np.ascontiguousarray(column.offsets))
+        digest.update(np.ascontiguousarray(column.values).tobytes() + column.offsets.tobytes())
     for tensor in embedder.encoder.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy())
     key = digest.hexdigest()
     try:
         saved = load_file(path)
-        if key in saved:
+        if key in saved and len(saved[key]) == len(table):
             return saved[key]
     except Exception:  # missing, or not a file of this function
         pass

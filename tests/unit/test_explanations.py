@@ -11,7 +11,7 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
-from nlp_transfer import explain, load_predictor
+from nlp_transfer import explain, load_adapters, load_predictor
 from nlp_transfer.inference.attribution import attribute
 from nlp_transfer.inference.explanation import explain_texts
 from nlp_transfer.inference.predictor import Predictor
@@ -100,6 +100,14 @@ def test_deciding_words_have_the_largest_scores(trained: Path) -> None:
     assert np.mean([each.deletion.top > each.deletion.random for each in found if each.deletion]) > 0.8
 
 
+def test_adapters_need_not_be_merged(tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path) -> None:
+    settings: Any = {"strategy": {"name": "lora"}, "training": {"max_steps": 5, "learning_rate": 1e-2}}
+    folder = run(model=tiny["bert"], data=sentiment, output_dir=tmp_path / "run", **settings).output_dir
+    separate = load_adapters(str(tiny["bert"]), {"a": folder}).predictor("a")
+    scores = [[word.score for word in attribute(each, [TEXT], 1).words] for each in (separate, load_predictor(folder))]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
 def test_a_single_word_has_no_deletion_test(trained: Path) -> None:
     [found] = explain(trained, "good")
     assert found.deletion is None
@@ -118,7 +126,7 @@ def test_neighbors_are_training_rows(trained: Path, sentiment: dict[str, Path]) 
     text, label = sentiment_rows(1)[0]
     [found] = explain(trained, text, neighbors=3)
     assert found.neighbors is not None
-    assert [row.columns for row in found.neighbors][0] == {"text": text, "label": label}
+    assert found.neighbors[0].columns == {"text": text, "label": label}
     assert found.neighbors[0].similarity == pytest.approx(1, abs=1e-5)
     assert found.neighbors[0].where == f"{sentiment['train']}, row 2"
     stored = trained / "explanations" / "train_vectors.safetensors"
