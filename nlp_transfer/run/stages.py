@@ -31,6 +31,7 @@ from nlp_transfer.tasks.common.pretrained_head import prefer_head
 from nlp_transfer.training.automatic_settings import resolve_settings
 from nlp_transfer.training.callbacks import Callback
 from nlp_transfer.training.standard_callbacks import Augmentation, RowNames
+from nlp_transfer.training.trackers import add_results, finish_trackers, start_trackers
 from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils.console import percent, say, show_metrics
 
@@ -96,8 +97,9 @@ def build(run: Run, folder: RunFolder) -> Run:
     return run
 
 
-def train(run: Run) -> Run:
+def train(run: Run, folder: RunFolder) -> Run:
     """Train the model; at the end it has the best weights."""
+    start_trackers(run.trainer.accelerator, folder.path, run.document)
     parameters = count_parameters(run.trainer.model)
     position = run.trainer.train()
     return replace(run, speed=training_metrics(position, parameters, run.preparation_seconds))
@@ -126,6 +128,8 @@ def report(run: Run, folder: RunFolder) -> Run:
     run = replace(run, result=make_result(run))
     if run.is_main:
         finish_run(run, folder)
+    add_results(run.trainer.accelerator, folder.path, run.metrics, run.speed["steps"])
+    finish_trackers(run.trainer.accelerator)
     run.trainer.accelerator.wait_for_everyone()
     show_metrics(run.metrics, f"metrics, computed in {PRECISION}")
     say(f"the model is in {folder.path / 'model'}")
