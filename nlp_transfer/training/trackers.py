@@ -7,7 +7,9 @@ folder (MLFLOW_TRACKING_URI) and sends no usage data (MLFLOW_DISABLE_TELEMETRY),
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,8 @@ def start_trackers(accelerator: Accelerator, output_dir: Path, settings: Mapping
     if "mlflow" in names:
         options["mlflow"] = {"run_name": folder.name, **_local_store(folder)}
     try:
-        accelerator.init_trackers(PROJECT, init_kwargs=options)
+        with redirect_stdout(sys.stderr):  # trackio prints messages
+            accelerator.init_trackers(PROJECT, init_kwargs=options)
         recorded = {**dict(_flat(settings)), "model_folder": str(folder / MODEL), "report": str(folder / REPORT)}
         for tracker in accelerator.trackers:
             tracker.store_init_configuration(recorded)
@@ -102,7 +105,8 @@ def finish_trackers(accelerator: Accelerator) -> None:
     while accelerator.trackers:
         tracker = accelerator.trackers.pop()
         try:
-            tracker.finish()
+            with redirect_stdout(sys.stderr):
+                tracker.finish()
         except Exception as error:  # the run itself is not affected
             say(f"warning: {tracker.name}: cannot be closed: {error}")
     if os.environ.get(STORE) in _local_stores:
