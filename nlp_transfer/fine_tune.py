@@ -1,6 +1,7 @@
 """Fine-tuning from start to end: resolve, read, encode, build, train, save, score, report."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from nlp_transfer.settings.schema import RunConfig
 from nlp_transfer.tasks import Arrays
 from nlp_transfer.training.callbacks import Callback, note_on_callbacks
 from nlp_transfer.training.interruption import Signals
+from nlp_transfer.training.trackers import finish_trackers
 from nlp_transfer.utils.console import is_main, say
 
 
@@ -85,14 +87,15 @@ def fine_tune(
     check_launch()
     run = resolve(config, metrics=metrics, callbacks=callbacks, **settings)
     say(*describe_unused(run.unused.items()), *note_on_callbacks(run.callbacks))
-    with RunFolder(run.config.output_dir, resume) as folder, Signals():
+    with RunFolder(run.config.output_dir, resume) as folder, Signals(), ExitStack() as trackers:
         folder.check()
         if push_to and is_main():
             check_push(push_to)
         run = read(run, allow_hub_metrics)
         run = encode(run)
         run = build(run, folder)
-        run = train(run)
+        trackers.callback(finish_trackers, run.trainer.accelerator)
+        run = train(run, folder)
         run = save(run, folder)
         run = score(run, folder)
         run = report(run, folder, with_report)

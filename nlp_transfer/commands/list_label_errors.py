@@ -1,7 +1,7 @@
 """The command `label-errors`."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import click
 
@@ -29,7 +29,7 @@ TEXT_WIDTH = 100  # characters of a text in the terminal
 )
 @click.option("--show", type=click.IntRange(min=0), default=20, show_default=True, help="Number of rows to print.")
 @OVERWRITE
-def command(source: Path, output: Path | None, rank_by: str, show: int, overwrite: bool) -> None:
+def command(source: Path, output: Path | None, rank_by: Any, show: int, overwrite: bool) -> None:
     """List rows whose label is probably wrong.
 
     Applies confident learning (Northcutt et al. 2021) to predictions of rows that the model was not trained on: the validation
@@ -38,7 +38,7 @@ def command(source: Path, output: Path | None, rank_by: str, show: int, overwrit
     """
     with importing():
         from nlp_transfer.data.sources.table_reader import ENDINGS
-        from nlp_transfer.evaluation.label_errors import RankBy, find_label_errors
+        from nlp_transfer.evaluation.label_errors import find_label_errors
         from nlp_transfer.inference.label_predictions import read_label_predictions
         from nlp_transfer.inference.standard_streams import writing_stdout
         from nlp_transfer.inference.writers import Writer
@@ -46,7 +46,6 @@ def command(source: Path, output: Path | None, rank_by: str, show: int, overwrit
         from nlp_transfer.utils.console import percent, say, show_table
         from nlp_transfer.utils.environment import expand
 
-    assert rank_by in get_args(RankBy)
     source = expand(source)
     path = expand(output) if output else (source if source.is_dir() else source.parent) / "label_errors.csv"
     allowed = [ending for ending in ENDINGS if ending not in (".json", ".txt")]

@@ -14,7 +14,8 @@ conservative enough for two or three seeds.
 For a bounded metric, the interval over rows is that of Wilson (1927): if 20 of 20 predictions are correct, all
 bootstrap replicates are equal, and the bootstrap interval would have width 0. For the same reason, the variance of a difference
 has an extra term, as if the two strategies differed on one more row (Agresti and Min 2005, "Simple improved confidence intervals
-for comparing matched proportions").
+for comparing matched proportions"). That row changes a metric between 0 and 1 completely, and other metrics by two standard
+deviations of the contribution of a row.
 
 The p-value of a difference is the p for which the interval of level 1 - p ends at 0. It requires at least two seeds, since a
 single seed gives no variance over seeds. In simulations, a test that considers only rows found a significant difference between
@@ -134,7 +135,11 @@ def compare_strategies(first: StrategyScores, second: StrategyScores) -> Differe
     variance = _variance(values - other_values, replicates - other_replicates)
     minimum, maximum = first.bounds
     if np.isfinite(maximum - minimum):
-        more = ((maximum - minimum) / (min(first.rows, second.rows) + 2)) ** 2
+        rows, effect = min(first.rows, second.rows), maximum - minimum
+        if (minimum, maximum) != (0, 1):  # a row changes a correlation or BLEU by far less than their range
+            single = max(_variance(values, replicates).rows, _variance(other_values, other_replicates).rows)
+            effect = min(effect, 2 * (rows * single) ** 0.5) or effect
+        more = (effect / (rows + 2)) ** 2
         variance = replace(variance, rows=variance.rows + more, shared=variance.shared + more)
     if len(seeds) == 1 or not np.isfinite(value + variance.rows):
         return Difference(Estimate(value, np.nan, np.nan), None)

@@ -1,4 +1,4 @@
-"""Set up the processes, the precision and the trackers of Accelerate, and release prepared models."""
+"""Set up the processes and the precision of Accelerate, and release prepared models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,15 +151,6 @@ def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
         return flag
     total: torch.Tensor = accelerator.reduce(torch.tensor([float(flag)], device=accelerator.device), "sum")
     return bool(total.item() > 0)
-
-
-def finish_trackers(accelerator: Accelerator) -> None:
-    """Flush and close all trackers.
-
-    Accelerate's `end_training` also destroys the process group, so the next run in these processes would fail.
-    """
-    for tracker in accelerator.trackers:
-        tracker.finish()
 
 
 def destroy_process_group() -> None:

@@ -23,6 +23,7 @@ from nlp_transfer.strategies import Strategy, check_strategy, nested_tasks, part
 from nlp_transfer.tasks import Task, task_from, task_name
 from nlp_transfer.training.callbacks import Callback, callback_class, check_callbacks
 from nlp_transfer.training.optimizer import find_optimizer
+from nlp_transfer.training.trackers import check_trackers
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
 
@@ -125,7 +126,7 @@ def _check_together(config: RunConfig, task: Task | None, problems: Problems, us
     check_shares(data, problems)
     if training.early_stopping and data.train is not None and "validation" not in data.splits:
         problems.add("training.early_stopping: needs a validation split; set data.validation or data.validation_share")
-    _check_trackers(training.trackers, problems)
+    check_trackers(training.trackers, problems)
     _check_code(training, problems)
     if task is not None:
         if not user_metrics:
@@ -173,19 +174,3 @@ def _check_code(training: TrainingConfig, problems: Problems) -> None:
             check()
         except UserError as error:
             problems.absorb(error)
-
-
-def _check_trackers(names: list[str], problems: Problems) -> None:
-    """Check that all trackers are known and installed; Accelerate silently ignores missing ones."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    known = sorted(LOGGER_TYPE_TO_CLASS)
-    installed = sorted(str(name) for name in get_available_trackers())
-    for name in names:
-        if name not in known:
-            problems.add(f"training.trackers: found {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
-        elif name not in installed:
-            problems.add(
-                f"training.trackers: found {name!r}, which is not installed; install it, or use an installed one: "
-                f"{', '.join(installed) or 'none'}"
-            )

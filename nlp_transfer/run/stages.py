@@ -34,6 +34,7 @@ from nlp_transfer.tasks.common.pretrained_head import prefer_head
 from nlp_transfer.training.automatic_settings import resolve_settings
 from nlp_transfer.training.callbacks import Callback
 from nlp_transfer.training.standard_callbacks import Augmentation, RowNames
+from nlp_transfer.training.trackers import add_results, finish_trackers, start_trackers
 from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils.console import Level, number, percent, say, show_metrics
 
@@ -110,8 +111,9 @@ def build(run: Run, folder: RunFolder) -> Run:
     return run
 
 
-def train(run: Run) -> Run:
+def train(run: Run, folder: RunFolder) -> Run:
     """Train the model; at the end it has the best weights."""
+    start_trackers(run.trainer.accelerator, folder.path, run.document)
     parameters = count_parameters(run.trainer.model)
     position = run.trainer.train()
     return replace(run, speed=training_metrics(position, parameters, run.preparation_seconds))
@@ -150,6 +152,8 @@ def report(run: Run, folder: RunFolder, page: bool = True) -> Run:
     show_metrics(run.metrics, f"metrics, computed in {PRECISION}")
     if run.is_main and page:
         show_report(folder.path)
+    add_results(run.trainer.accelerator, folder.path, run.metrics, run.speed["steps"])
+    finish_trackers(run.trainer.accelerator)
     metric = run.task.scorer.compare_by(run.config.training.best_metric)
     values = [f"{split} {metric} {number(scores[metric])}" for split, scores in run.metrics.items() if metric in scores]
     say(f"the model is in {folder.path / 'model'}{'; ' if values else ''}{', '.join(values)}", level=Level.QUIET)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from nlp_transfer.models.accelerator import finish_trackers
 from nlp_transfer.security.file_locks import read_record
 from nlp_transfer.training.callbacks import Callback, Step, Trainer
+from nlp_transfer.training.trackers import finish_trackers
 from nlp_transfer.utils.atomic_files import append, write_bytes
 from nlp_transfer.utils.errors import UserError
 
@@ -31,10 +31,8 @@ class RunLog(Callback):
         self._unlogged: list[Mapping[str, torch.Tensor]] = []
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Remove the lines of steps that this run will repeat, and start the trackers."""
+        """Remove the lines of steps that this run will repeat."""
         self.drop_after(trainer.position.step, not trainer.position.unjudged)
-        if not self.accelerator.trackers:
-            self.accelerator.init_trackers("nlp_transfer")
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
         """After every `training.logging_steps` steps, write a line with means over these steps.
@@ -63,10 +61,6 @@ class RunLog(Callback):
         self._unlogged.clear()
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Close the trackers."""
-        finish_trackers(self.accelerator)
-
-    def on_fit_end(self, trainer: Trainer) -> None:
         """Close the trackers."""
         finish_trackers(self.accelerator)
 

@@ -118,7 +118,7 @@ def outcomes(simulations: int, scorer: Scorer, metric: str, rows: int, draw: Dra
             yield interval.low <= truth <= interval.high
 
 
-MIXES = [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0), (0.3, 0.3, 0.4)]
+MIXES = [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.0, 0.5), (0.0, 0.8, 0.2), (0.2, 0.8, 0.0), (0.5, 0.5, 0.0), (0.3, 0.3, 0.4)]
 
 
 def main() -> None:
@@ -158,14 +158,14 @@ def main() -> None:
         for mix in MIXES:
             report("coverage", 0.93, 0.97, mix, seeds, classification("accuracy", (0.85, 0.85), 200, seeds, mix))
     report("coverage", 0.93, 0.97, MIXES[-1], 3, classification("f1_macro", (0.85, 0.85), 300, 3, MIXES[-1]))
-    report("coverage", 0.93, 0.97, MIXES[3], 3, correlation("pearson", 0.8, 200, 3, MIXES[3]))
+    report("coverage", 0.93, 0.97, MIXES[2], 3, correlation("pearson", 0.8, 200, 3, MIXES[2]))
     for seeds in (2, 3, 5):
         for mix in MIXES:
             report("false alarm", 0.04, 0.06, mix, seeds, classification("accuracy", (0.85, 0.85), 200, seeds, mix, 2))
     for seeds in (3, 5):
         for mix in (MIXES[1], MIXES[-1]):
             report("false alarm", 0.04, 0.06, mix, seeds, classification("f1_macro", (0.85, 0.85), 300, seeds, mix, 2))
-        report("false alarm", 0.04, 0.06, MIXES[3], seeds, correlation("pearson", 0.8, 200, seeds, MIXES[3], 2))
+        report("false alarm", 0.04, 0.06, MIXES[2], seeds, correlation("pearson", 0.8, 200, seeds, MIXES[2], 2))
     sys.exit(failed)
 
 

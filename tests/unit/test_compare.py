@@ -294,16 +294,19 @@ SITUATIONS = [(3, 1.0, 0.0, 0.3), (3, 0.3, 0.0, 1.0), (3, 0.5, 0.3, 0.5), (5, 0.
 
 @pytest.mark.parametrize(("seeds", "row_effect", "seed_effect", "noise"), SITUATIONS)
 def test_intervals_cover_the_true_value(seeds: int, row_effect: float, seed_effect: float, noise: float) -> None:
-    """For every mix of variances; nominal coverage is 95 %, slightly less for few and skewed seeds."""
+    """For every mix of variances; nominal coverage is 95 %, slightly less for few and skewed seeds.
+
+    scripts/endurance/interval_coverage.py measures it more exactly.
+    """
     generator = np.random.default_rng(17)
     truth = NormalDist().cdf(0.8 / math.hypot(row_effect, seed_effect, noise))
-    covered, trials, rows = 0, 300, 150
+    covered, trials, rows = 0, 600, 150
     draws = np.stack([np.bincount(drawn, minlength=rows) for drawn in resample_rows(rows, 300, 0)]) / rows
     for _ in range(trials):
         right = simulate(generator, rows, seeds, row_effect, seed_effect, noise).astype(float)
         interval = estimate(right.mean(1), right @ draws.T, rows, (0.0, 1.0))
         covered += interval.low <= truth <= interval.high
-    assert 0.9 <= covered / trials <= 1
+    assert 0.91 <= covered / trials <= 0.975
 
 
 def test_variance_of_seeds_widens_the_interval() -> None:
@@ -392,7 +395,7 @@ def test_translations_are_compared_by_bleu() -> None:
 def test_lucky_seeds_are_not_significant(seed_effect: float, noise: float) -> None:
     generator = np.random.default_rng(4)
     alarms = []
-    for _ in range(80):
+    for _ in range(150):
         rows = 150
         pair = [simulate(generator, rows, 3, 0.0, seed_effect, noise) for _ in range(2)]
         scored = [[classified(right) for right in one] for one in pair]
@@ -402,7 +405,7 @@ def test_lucky_seeds_are_not_significant(seed_effect: float, noise: float) -> No
         assert difference is not None
         assert difference.p is not None
         alarms.append(difference.p < 0.05)
-    assert np.mean(alarms) <= 0.1
+    assert 0.01 <= np.mean(alarms) <= 0.1
 
 
 def test_real_difference_is_significant() -> None:
