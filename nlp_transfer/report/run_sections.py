@@ -94,12 +94,13 @@ def data_section(run: RunRecords) -> Section | None:
 
 def curves_section(runs: Sequence[RunRecords]) -> Section | None:
     """Return the learning curves from the log: loss, validation metric and learning rate."""
-    several = len(runs) > 1
     training = {name: _series(runs, name) for name in ("loss", "learning_rate", "grad_norm")}
     metric = runs[0].scorer.compare_by((runs[0].settings.get("training") or {}).get("best_metric"))
-    losses = {"training": line for line in training["loss"].values()} if not several else training["loss"]
-    validation = _series(runs, "loss", "validation")
-    losses = losses | {("validation" if not several else f"{name}, validation"): line for name, line in validation.items()}
+    losses = {
+        part if len(runs) == 1 else f"{name}, {part}": line
+        for part, series in (("training", training["loss"]), ("validation", _series(runs, "loss", "validation")))
+        for name, line in series.items()
+    }
     plots = []
     for title, series, markers in (
         ("loss", losses, False), (f"validation {metric}", _series(runs, metric, "validation"), True),

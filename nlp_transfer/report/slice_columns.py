@@ -62,7 +62,7 @@ def _from_data(run: RunRecords, split: str, names: list[str]) -> dict[str, Seque
     if not all(same):
         row = int(np.flatnonzero(~np.array(same))[0])
         raise UserError(
-            f"--slice: {files[row]}, row {positions[row]}: is not the row that the run predicted; allowed: the data as they were, or "
-            f"one of {known}"
+            f"--slice: {files[row]}, row {positions[row]}: is not the row that the run predicted; allowed: the data as they were, "
+            f"or one of {known}"
         )
     return {name: [rows.columns[name][i] for i in found] for name in names}  # type: ignore[index]
