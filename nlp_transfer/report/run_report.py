@@ -23,6 +23,8 @@ def write_report(path: Path, runs: Sequence[RunRecords], columns: Sequence[Colum
     Args:
         columns: For each run, the values of further columns by which the rows are divided into slices, by name.
     """
+    if len({run.name for run in runs}) < len(runs):  # ids in the page are derived from the names
+        runs = [replace(run, label=f"{run.name} ({i})") for i, run in enumerate(runs, 1)]
     with plot_style():
         sections = [summary_section(runs)]
         if len(runs) == 1:

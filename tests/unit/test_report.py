@@ -211,7 +211,7 @@ def test_slices_are_matched_by_row(finished: Any, tmp_path: Path) -> None:
 def test_several_runs_are_shown_side_by_side(finished: Any, tmp_path: Path) -> None:
     records = RunRecords.read(finished.output_dir)
     write_report(tmp_path / "page.html", [records, records])
-    assert check_page(tmp_path / "page.html").text.count(f"{records.name}: test") == 2
+    assert check_page(tmp_path / "page.html").text.count(f"{records.name} (2): test") == 1
 
 
 def test_a_run_without_some_files_has_a_report(finished: Any) -> None:
