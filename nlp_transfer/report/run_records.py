@@ -45,7 +45,7 @@ class RunRecords:
         result: Content of `result.json`.
         settings: Content of `config.yaml`.
         log: Lines of `log.jsonl`.
-        facts: Content of `data.json`: facts about the data that only the run knows.
+        facts: Content of `data_facts.json`: facts about the data that only the run knows.
         label: Name of the run in a report, if it is not that of its folder.
     """
 

@@ -215,7 +215,7 @@ def test_several_runs_are_shown_side_by_side(finished: Any, tmp_path: Path) -> N
 
 
 def test_a_run_without_some_files_has_a_report(finished: Any) -> None:
-    for name in ("predictions/test.parquet", "log.jsonl", "data.json", "config.yaml"):
+    for name in ("predictions/test.parquet", "log.jsonl", "data_facts.json", "config.yaml"):
         (finished.output_dir / name).unlink()
     succeed("report", finished.output_dir)
     assert {"metrics", "cost"} <= set(check_page(finished.output_dir / "report.html").ids)
