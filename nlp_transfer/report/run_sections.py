@@ -48,12 +48,12 @@ def summary_section(runs: Sequence[RunRecords]) -> Section:
                 columns.append((name, metrics, intervals if is_analysed else {}))
     names = list(dict.fromkeys(name for _, metrics, _ in columns for name in metrics if not _is_bound(name, metrics)))
     head, rows = ["metric"], [[name] for name in names]
-    for title, metrics, intervals in columns:
-        head += [title, "95 % interval"] if intervals else [title]
+    for title, values, bounds in columns:
+        head += [title, "95 % interval"] if bounds else [title]
         for name, row in zip(names, rows, strict=True):
-            row.append(number(metrics[name]) if name in metrics else "")
-            if intervals:
-                row.append(show_interval(*intervals[name]) if name in intervals else "")
+            row.append(number(values[name]) if name in values else "")
+            if bounds:
+                row.append(show_interval(*bounds[name]) if name in bounds else "")
     blocks: list[Block] = [table(head, rows)] if columns else [Paragraph(text="No split was scored.")]
     notes = [f"{name}: {text}" for name, text in dict(runs[0].result.get("signatures") or {}).items()]
     if any(intervals for _, _, intervals in columns):
