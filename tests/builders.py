@@ -160,9 +160,9 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def run(metrics: Sequence[Any] = (), resume: Any = "auto", **changes: Any) -> Any:
-    """Fine-tune with the settings of `document(**changes)`."""
-    return fine_tune(document(**changes), metrics=metrics, resume=resume)
+def run(metrics: Sequence[Any] = (), resume: Any = "auto", with_report: bool = False, **changes: Any) -> Any:
+    """Fine-tune with the settings of `document(**changes)`; without a report, which takes longer than two steps."""
+    return fine_tune(document(**changes), metrics=metrics, resume=resume, with_report=with_report)
 
 
 def train_tiny(folder: Path) -> Any:

@@ -16,7 +16,7 @@ from nlp_transfer.evaluation.resampling import FEW_RESAMPLES, ResampledMetric, S
 BINS = 15  # of a reliability diagram (Guo et al. 2017)
 QUANTILES = 5
 MAX_SLICES = 20  # rarer values of a column are one slice
-SLOW_CELLS = 100_000  # rows x labels up to which metrics that are not functions of sums get intervals
+SLOW_CELLS = 10_000  # rows x labels up to which metrics that are not functions of sums get intervals
 OTHER_VALUES, EMPTY = "(other values)", "(empty)"
 
 

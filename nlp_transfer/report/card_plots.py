@@ -13,7 +13,7 @@ from nlp_transfer.utils.atomic_files import write_bytes
 
 
 def write_card_plots(folder: Path, run: RunRecords) -> list[tuple[str, str]]:
-    """Write the plots of the model card as `plot_NAME.png` to the model's folder, and return their descriptions and file names."""
+    """Write the plots of the model card as `plot_NAME.png` to the model's folder, and return descriptions and file names."""
     plots = []
     with plot_style():
         for name, (description, figure) in _figures(run).items():

@@ -98,9 +98,9 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Cell | str]], title: str = "", is_folded: bool = False) -> Table:
-    """Return a table whose cells may be plain texts."""
-    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", is_folded: bool = False) -> Table:
+    """Return a table whose cells may be plain values."""
+    cells = [[cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in row] for row in rows]
     return Table(title, is_folded, head, cells)
 
 

@@ -40,7 +40,8 @@ TICK_SECONDS = [
     *(3600 * hours for hours in (1, 2, 5, 10, 24, 48, 120, 240, 480)),
 ]  # fmt: skip
 STYLE: dict[Any, object] = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 9, "figure.facecolor": "none", "axes.facecolor": "none",
+    "svg.fonttype": "none", "text.parse_math": False,
+    "font.family": "DejaVu Sans", "font.size": 9, "figure.facecolor": "none", "axes.facecolor": "none",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "text.color": INK,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "xtick.color": GRID, "xtick.labelcolor": MUTED,
     "ytick.color": GRID, "ytick.labelcolor": MUTED,

@@ -94,6 +94,7 @@ def class_bars(names: Sequence[str], values: Sequence[float], title: str) -> Fig
     axes.barh(range(len(names)), values, color=COLORS[0], alpha=0.8)
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(title)
     return figure

@@ -45,7 +45,8 @@ class RunRecords:
         result: Content of `result.json`.
         settings: Content of `config.yaml`.
         log: Lines of `log.jsonl`.
-        facts: Content of `data.json`: facts about the data that only the run knows.
+        facts: Content of `data_facts.json`: facts about the data that only the run knows.
+        label: Name of the run in a report, if it is not that of its folder.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class RunRecords:
     settings: dict[str, Any]
     log: list[dict[str, Any]]
     facts: dict[str, Any]
+    label: str = ""
 
     @classmethod
     def read(cls, folder: Path, result: dict[str, Any] | None = None) -> "RunRecords":
@@ -74,8 +76,8 @@ class RunRecords:
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
-        return self.folder.absolute().name
+        """The label of the run, or the name of its folder."""
+        return self.label or self.folder.absolute().name
 
     @cached_property
     def task(self) -> Task:

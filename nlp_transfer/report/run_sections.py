@@ -48,12 +48,12 @@ def summary_section(runs: Sequence[RunRecords]) -> Section:
                 columns.append((name, metrics, intervals if is_analysed else {}))
     names = list(dict.fromkeys(name for _, metrics, _ in columns for name in metrics if not _is_bound(name, metrics)))
     head, rows = ["metric"], [[name] for name in names]
-    for title, metrics, intervals in columns:
-        head += [title, "95 % interval"] if intervals else [title]
+    for title, values, bounds in columns:
+        head += [title, "95 % interval"] if bounds else [title]
         for name, row in zip(names, rows, strict=True):
-            row.append(number(metrics[name]) if name in metrics else "")
-            if intervals:
-                row.append(show_interval(*intervals[name]) if name in intervals else "")
+            row.append(number(values[name]) if name in values else "")
+            if bounds:
+                row.append(show_interval(*bounds[name]) if name in bounds else "")
     blocks: list[Block] = [table(head, rows)] if columns else [Paragraph(text="No split was scored.")]
     notes = [f"{name}: {text}" for name, text in dict(runs[0].result.get("signatures") or {}).items()]
     if any(intervals for _, _, intervals in columns):
@@ -94,12 +94,13 @@ def data_section(run: RunRecords) -> Section | None:
 
 def curves_section(runs: Sequence[RunRecords]) -> Section | None:
     """Return the learning curves from the log: loss, validation metric and learning rate."""
-    several = len(runs) > 1
     training = {name: _series(runs, name) for name in ("loss", "learning_rate", "grad_norm")}
     metric = runs[0].scorer.compare_by((runs[0].settings.get("training") or {}).get("best_metric"))
-    losses = {"training": line for line in training["loss"].values()} if not several else training["loss"]
-    validation = _series(runs, "loss", "validation")
-    losses = losses | {("validation" if not several else f"{name}, validation"): line for name, line in validation.items()}
+    losses = {
+        part if len(runs) == 1 else f"{name}, {part}": line
+        for part, series in (("training", training["loss"]), ("validation", _series(runs, "loss", "validation")))
+        for name, line in series.items()
+    }
     plots = []
     for title, series, markers in (
         ("loss", losses, False), (f"validation {metric}", _series(runs, metric, "validation"), True),

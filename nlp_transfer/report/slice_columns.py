@@ -7,7 +7,6 @@ import numpy as np
 from nlp_transfer.data.sources import read_rows
 from nlp_transfer.report.run_records import RunRecords
 from nlp_transfer.settings.schema import DataConfig
-from nlp_transfer.settings.validation import build
 from nlp_transfer.utils.errors import UserError, shorten
 
 
@@ -40,10 +39,9 @@ def _from_data(run: RunRecords, split: str, names: list[str]) -> dict[str, Seque
     known = ", ".join(name for name in run.predictions.columns if not name.startswith("probability:"))
     if not isinstance(settings.get(role), (str, dict)):
         raise UserError(f"--slice: found {shorten(names)}; data.{role} of {run.folder} is not a file; allowed: {known}")
-    data: DataConfig = build("data", settings, "data", DataConfig)
     try:
-        rows = read_rows(settings[role], role, data, [*run.task.inputs, *names], run.task.traits.readers)
-    except UserError as error:
+        rows = read_rows(settings[role], role, DataConfig(**settings), [*run.task.inputs, *names], run.task.traits.readers)
+    except (UserError, ValueError) as error:  # ValueError: settings of another version
         raise UserError(
             f"--slice: found {shorten(names)}, which must be read from data.{role}: {error}; allowed: {known}"
         ) from None
@@ -62,7 +60,7 @@ def _from_data(run: RunRecords, split: str, names: list[str]) -> dict[str, Seque
     if not all(same):
         row = int(np.flatnonzero(~np.array(same))[0])
         raise UserError(
-            f"--slice: {files[row]}, row {positions[row]}: is not the row that the run predicted; allowed: the data as they were, or "
-            f"one of {known}"
+            f"--slice: {files[row]}, row {positions[row]}: is not the row that the run predicted; allowed: the same data, "
+            f"or one of {known}"
         )
     return {name: [rows.columns[name][i] for i in found] for name in names}  # type: ignore[index]

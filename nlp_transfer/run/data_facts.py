@@ -13,7 +13,7 @@ MOST_CONFLICTS = 20  # examples of inputs with different labels
 
 
 def data_facts(run: Run) -> dict[str, Any]:
-    """Return the content of `data.json`: what a report says about the data and cannot find in the other files of the run."""
+    """Return the content of `data_facts.json`: what a report cannot find in the other files of the run."""
     splits = {
         name: {
             "rows": len(table), "truncated": table.truncated, "mean": float(table.lengths.mean()),

@@ -29,7 +29,6 @@ class Run:
         config: The settings as given; `data.validation_share` is resolved when the data are read.
         task: The task; fitted when the data are read, and prepared for the checkpoint before the rows are encoded.
         unused: Settings that were set but have no effect; maps each dotted name to the reason.
-        data_notes: Lines about the data that were printed (set by `read`).
         user_metrics: Metrics passed to `fine_tune`.
         callbacks: Callbacks passed to `fine_tune`.
         hub_metrics: Metrics of `training.hub_metrics` (set by `read`).
@@ -48,13 +47,13 @@ class Run:
         metrics: Metrics by split and name (set by `score`).
         predictions: Predictions of each split, arrays of shape (rows, ...) by name (set by `score`).
         result: The content of `result.json` (set by `report`).
+        data_notes: Lines about the data that were printed (set by `read`).
     """
 
     config: RunConfig
     task: Task
     strategy: Strategy
     unused: dict[str, str] = field(default_factory=dict)
-    data_notes: Sequence[str] = ()
     user_metrics: UserMetrics = field(default_factory=lambda: UserMetrics(()))
     callbacks: Sequence[Callback] = ()
     hub_metrics: list[Any] = field(default_factory=list)
@@ -72,6 +71,7 @@ class Run:
     metrics: Metrics = LATER
     predictions: dict[str, Arrays] = LATER
     result: dict[str, Any] = LATER
+    data_notes: Sequence[str] = ()
 
     @property
     def is_main(self) -> bool:

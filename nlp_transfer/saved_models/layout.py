@@ -3,7 +3,7 @@
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS
 
 PREDICTIONS = "predictions"
-DATA_FACTS = "data.json"
+DATA_FACTS = "data_facts.json"
 REPORT = "report.html"
 RUN_FILES = (
     "config.yaml", "result.json", "log.jsonl", "model", "adapter", PREDICTIONS, "checkpoints", "biases.safetensors", "tasks",

@@ -1,0 +1,249 @@
+"""Error analysis, and the report of a run: what it computes, shows, and refuses."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import brier_score_loss, confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
+
+from nlp_transfer.evaluation.error_analysis import (
+    EMPTY,
+    MAX_SLICES,
+    OTHER_VALUES,
+    calibrate,
+    class_scores,
+    column_slices,
+    largest_confusions,
+    metric_intervals,
+    quantile_slices,
+    slice_metric,
+    worst_rows,
+)
+from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
+from nlp_transfer.evaluation.resampling import ScoredSplit
+from nlp_transfer.hub.package_contents import is_allowed
+from nlp_transfer.report.run_records import RunRecords
+from nlp_transfer.report.run_report import write_report
+from nlp_transfer.report.slice_columns import slice_columns
+from tests.builders import columns, command, edit, refused, succeed, write
+
+LABELS = ("a", "b", "c")
+SCORER = LabelScorer("accuracy", LABELS, LABELS)
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+@pytest.fixture
+def split() -> ScoredSplit:
+    """Random predictions of three labels for 200 rows."""
+    generator = np.random.default_rng(0)
+    scores = generator.dirichlet([0.5] * 3, 200)
+    true = np.where(generator.random(200) < 0.6, scores.argmax(1), generator.integers(3, size=200))
+    predictions = {"prediction": scores.argmax(1), "scores": scores, "confidence": scores.max(1)}
+    return ScoredSplit(predictions, {"labels": true})
+
+
+class Page(HTMLParser):
+    """Reads a page: whether its elements are nested correctly, its ids, links, references and text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        source = path.read_text(encoding="utf-8")
+        self.feed(source)
+        assert self.open == []
+        self.size = len(source.encode())
+        self.has_urls = bool(re.search(r"url\((?!#)|@import|\b(src|srcset)=", source))
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        named = dict(attrs)
+        self.ids += [named["id"]] if "id" in named else []
+        self.links += [named[name] for name in ("href", "xlink:href", "src") if name in named]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_class_scores_agree_with_sklearn(split: ScoredSplit) -> None:
+    found = {score.name: score for score in class_scores(SCORER, split)}
+    expected = precision_recall_fscore_support(split.references["labels"], split.predictions["prediction"])
+    for i, name in enumerate(LABELS):
+        score = found[name]
+        assert (score.precision, score.recall, score.f1, score.true) == pytest.approx([values[i] for values in expected])
+
+
+def test_confusions_agree_with_sklearn(split: ScoredSplit) -> None:
+    expected = confusion_matrix(split.references["labels"], split.predictions["prediction"])
+    assert (SCORER.confusions(split.predictions, split.references) == expected).all()
+    np.fill_diagonal(expected, 0)
+    largest = largest_confusions(SCORER, split, 3)
+    assert [item.rows for item in largest] == sorted(expected.ravel().tolist(), reverse=True)[:3]
+    assert all(item.rows == expected[LABELS.index(item.true), LABELS.index(item.predicted)] for item in largest)
+
+
+def test_mcc_from_sums_agrees_with_sklearn(split: ScoredSplit) -> None:
+    found = metric_intervals(SCORER, split, ["mcc", "auc"])
+    assert found["mcc"].value == pytest.approx(matthews_corrcoef(split.references["labels"], split.predictions["prediction"]))
+    assert all(estimate.low < estimate.value < estimate.high for estimate in found.values())
+
+
+def test_calibration_agrees_with_its_definition(split: ScoredSplit) -> None:
+    found = calibrate(SCORER, split)
+    assert found is not None
+    confidence, true = split.predictions["confidence"], split.references["labels"]
+    correct = split.predictions["prediction"] == true
+    bins = [(confidence >= low) & (confidence < low + 1 / 15) for low in np.arange(15) / 15]
+    assert found.ece == pytest.approx(sum(abs(correct[rows].sum() - confidence[rows].sum()) for rows in bins) / 200)
+    assert found.brier == pytest.approx(brier_score_loss(true, split.predictions["scores"], scale_by_half=False))
+
+
+def test_worst_rows_are_confident_mistakes(split: ScoredSplit) -> None:
+    rows, sizes = worst_rows(SCORER, split, 10)
+    assert (split.predictions["prediction"][rows] != split.references["labels"][rows]).all()
+    assert (sizes == split.predictions["confidence"][rows]).all()
+    assert (np.diff(sizes) <= 0).all()
+
+
+def test_slices_cover_all_rows(split: ScoredSplit) -> None:
+    lengths = np.random.default_rng(0).integers(1, 90, 200)
+    slices = slice_metric(SCORER, split, "accuracy", quantile_slices(lengths))
+    accuracy = SCORER.compute(split.predictions, split.references)["accuracy"]
+    assert sum(part.rows for part in slices) == 200
+    assert sum(part.rows * part.estimate.value for part in slices) / 200 == pytest.approx(accuracy)
+    assert quantile_slices(np.array([7, 7, 7])).names == ["7"]
+
+
+def test_values_of_columns_become_slices() -> None:
+    slicing = column_slices(["x", None, "y", "x"])
+    assert [slicing.names[i] for i in slicing.slice_of] == ["x", EMPTY, "y", "x"]
+    many = column_slices([f"value {i}" for i in range(50)] + ["value 0"])
+    assert len(many.names) == MAX_SLICES
+    assert many.names[0] == "value 0"
+    assert many.names[-1] == OTHER_VALUES
+    assert all(" to " in name for name in column_slices([str(i) for i in range(100)]).names)
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "text_classification": {"text": "text", "label": "label"},
+    "multi_label": {"text": "text", "label": "tags", "separator": "|"},
+    "regression": {"text": "text", "label": "score"},
+    "token_classification": {"text": "words", "label": "words"},
+}
+
+
+@pytest.mark.parametrize("name", ["text_classification", "multi_label", "regression"])
+def test_predictions_are_read_as_they_were(name: str, train: Callable[..., Any], tmp_path: Path) -> None:
+    """The arrays of the run are those of the file, so that all metrics can be computed from the file."""
+    data = {"train": write(tmp_path / "train.csv", columns(60)), "test": write(tmp_path / "test.csv", columns(30, seed=1))}
+    done = train(data=data, task={"name": name, **TASKS[name]}, with_report=True)
+    records = RunRecords.read(done.output_dir)
+    assert records.predictions is not None
+    scored = records.predictions.scored
+    assert (scored.predictions["prediction"] == done.predictions["test"]["prediction"]).all()
+    assert (scored.references["labels"] == done.references["test"]["labels"]).all()
+    computed = records.scorer.compute(scored.predictions, scored.references)
+    assert computed == pytest.approx({key: value for key, value in done.metrics["test"].items() if key in computed})
+    check_page(done.output_dir / "report.html")
+    card = (done.output_dir / "model/README.md").read_text(encoding="utf-8")
+    plots = [path.name for path in (done.output_dir / "model").glob("*.png")]
+    assert plots
+    assert all(is_allowed(plot, card) for plot in plots)
+
+
+def check_page(path: Path) -> Page:
+    """Check that a page is one file without requests, and that its links have targets."""
+    page = Page(path)
+    assert page.size < 3_000_000
+    assert not page.has_urls
+    assert all(link[0] == "#" and link[1:] in page.ids for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert "default-src 'none'" in path.read_text(encoding="utf-8")
+    return page
+
+
+@pytest.fixture
+def finished(train: Callable[..., Any], tmp_path: Path) -> Any:
+    """A finished run without a report, whose test file has a column `kind`, and a text with markup."""
+    table = columns(40, "text", "label", seed=2)
+    table["text"][0] = "good <script>alert(1)</script> & <b>"
+    table["kind"] = ["long" if len(text) > 30 else "short" for text in table["text"]]
+    train_file = write(tmp_path / "train.csv", columns(60, "text", "label"))
+    return train(data={"train": train_file, "test": write(tmp_path / "test.csv", table)})
+
+
+def test_report_shows_slices_and_escapes_texts(finished: Any, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    output = succeed("report", finished.output_dir, "--slice", "kind", "--slice", "reference", "--output", path)
+    page = check_page(path)
+    assert {"metrics", "data", "curves", "classes", "errors", "slices", "calibration", "cost", "settings"} <= set(page.ids)
+    assert "accuracy by kind" in page.text
+    assert "accuracy by reference" in page.text
+    assert "<script" not in path.read_text(encoding="utf-8")
+    assert "confused" in output or "error (" in output
+
+
+def test_slices_are_matched_by_row(finished: Any, tmp_path: Path) -> None:
+    records = RunRecords.read(finished.output_dir)
+    assert records.predictions is not None
+    kinds = slice_columns(records, ["kind"])["kind"]
+    assert list(kinds) == ["long" if len(text) > 30 else "short" for text in records.predictions.columns["text"]]
+    write(tmp_path / "test.csv", columns(40, "text", "label", seed=3) | {"kind": ["x"] * 40})
+    with refused("--slice", "test.csv"):
+        slice_columns(RunRecords.read(finished.output_dir), ["kind"])
+
+
+def test_several_runs_are_shown_side_by_side(finished: Any, tmp_path: Path) -> None:
+    records = RunRecords.read(finished.output_dir)
+    write_report(tmp_path / "page.html", [records, records])
+    assert check_page(tmp_path / "page.html").text.count(f"{records.name} (2): test") == 1
+
+
+def test_a_run_without_some_files_has_a_report(finished: Any) -> None:
+    for name in ("predictions/test.parquet", "log.jsonl", "data_facts.json", "config.yaml"):
+        (finished.output_dir / name).unlink()
+    succeed("report", finished.output_dir)
+    assert {"metrics", "cost"} <= set(check_page(finished.output_dir / "report.html").ids)
+
+
+def test_report_refuses_what_it_cannot_show(finished: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write(other / "result.json", {})
+    edit(other / "result.json", task={"name": "regression", "text": "text", "label": "label"})
+    taken = write(tmp_path / "taken.html", "mine")
+    for arguments, facts in (
+        ([tmp_path / "none"], ["none", "result.json"]), ([finished.output_dir, other], ["different tasks", "regression"]),
+        ([finished.output_dir, "--slice", "missing"], ["missing", "label"]),
+        ([finished.output_dir, "--output", taken], ["taken.html", "--overwrite"]),
+        ([finished.output_dir, "--output", tmp_path / "page.pdf"], ["page.pdf", ".html"]),
+    ):  # fmt: skip
+        status, output = command("report", *arguments)
+        assert status == 2, output
+        assert all(fact in output for fact in facts), output
+    assert taken.read_text(encoding="utf-8") == "mine"
+
+
+def test_inputs_with_different_labels_are_reported(train: Callable[..., Any], tmp_path: Path) -> None:
+    table = columns(60, "text", "label")
+    table = {"text": [*table["text"], table["text"][0].upper()], "label": [*table["label"], table["label"][1]]}
+    done = train(data={"train": write(tmp_path / "train.csv", table)})
+    facts = RunRecords.read(done.output_dir).facts
+    assert facts["conflict_inputs"] == 1
+    assert set(facts["conflicts"][0]["labels"].split(", ")) == {"positive", "negative"}
+    assert facts["splits"]["train"]["rows"] == 61
+    assert sum(facts["classes"].values()) == 61
