@@ -4,6 +4,7 @@ Standard output is reserved for results, so that it can be piped. Secrets are re
 """
 
 import math
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from nlp_transfer.utils.distributed import rank
 
 class _Console(Console):
     as_warnings = False
+    users = 0  # contexts `messages_as_warnings` that are open, perhaps in several threads
 
     def on_broken_pipe(self) -> None:
         """Raise BrokenPipeError for the caller to handle; rich would exit with status 1."""
@@ -29,6 +31,7 @@ class _Console(Console):
 
 
 console = _Console(stderr=True, highlight=False, soft_wrap=True)
+_LOCK = threading.Lock()
 
 
 def is_main() -> bool:
@@ -52,13 +55,16 @@ def say(*lines: str) -> None:
 
 @contextmanager
 def messages_as_warnings() -> Iterator[None]:
-    """Print nothing. Lines that start with `warning:` become Python warnings."""
-    before = console.quiet, console.as_warnings
-    console.quiet = console.as_warnings = True
+    """Print nothing, in any thread. Lines that start with `warning:` become Python warnings."""
+    with _LOCK:
+        console.users += 1
+        console.quiet = console.as_warnings = True
     try:
         yield
     finally:
-        console.quiet, console.as_warnings = before
+        with _LOCK:
+            console.users -= 1
+            console.quiet = console.as_warnings = console.users > 0
 
 
 @cache
