@@ -87,7 +87,10 @@ def _unused_data(data: DataConfig, prefix: str, uses_unlabelled: bool) -> dict[s
     if not uses_unlabelled:
         reasons[f"{prefix}.{UNLABELLED}"] = "the strategy, with these settings, does not use unlabeled rows"
     if data.train is None:
-        reasons |= {f"{prefix}.{name}": "there is no data.train" for name in ("validation_share", "test_share", "shots", "group", "weight")}
+        reasons |= {
+            f"{prefix}.{name}": "there is no data.train"
+            for name in ("validation_share", "test_share", "shots", "group", "weight")
+        }
     elif not any(getattr(data, role) is None and getattr(data, f"{role}_share") for role in ("validation", "test")):
         reasons[f"{prefix}.group"] = "no split is created: validation and test are given, or their shares are 0"
     sources = [getattr(data, role) for role in ("train", "validation", "test", UNLABELLED)]

@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 
+from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.fine_tune import fine_tune
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.loading import load_predictor
@@ -22,7 +23,6 @@ from nlp_transfer.sklearn.model_files import read_files, temporary_folder, writt
 from nlp_transfer.sklearn.text_columns import NAMES, as_columns, as_rows, read_texts
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import Arrays, Batch
-from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.utils.errors import Problems, UserError
 
 
@@ -124,7 +124,7 @@ class FineTunedEstimator(BaseEstimator):
         weights = _check_sample_weight(sample_weight, texts, ensure_non_negative=True)
         used = np.flatnonzero(weights)
         if not len(used):
-            raise UserError("sample_weight: every row has the weight 0; allowed: a positive weight of at least one row")
+            raise UserError("sample_weight: every weight is zero; allowed: a positive weight of at least one row")
         y = y if hasattr(y, "iloc") or isinstance(y, (list, tuple)) else np.asarray(y)
         return texts[used], _safe_indexing(y, used), weights[used]
 
@@ -172,7 +172,9 @@ class FineTunedEstimator(BaseEstimator):
         task: Any = _Logits(predictor.task) if logits else predictor.task
         table = predictor.encode(rows)
         with isolated(self.verbose):
-            predictions, _ = predict_table(predictor.model, task, table, predictor.batch_size, predictor.precision, where=rows.where)
+            predictions, _ = predict_table(
+                predictor.model, task, table, predictor.batch_size, predictor.precision, where=rows.where
+            )
         return predictions["prediction"].astype(np.float64)
 
 

@@ -42,7 +42,12 @@ class TextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ignore[misc]
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise UserError(f"y: found one class, {self.classes_[0]}; allowed: at least two classes, each in a row of weight > 0")
-        return self._fit(texts, labels.tolist(), weights, {"labels": self.classes_.tolist()})
+        return self._fit(
+            texts,
+            labels.tolist(),
+            weights,
+            {"labels": [str(label) if isinstance(label, bool) else label for label in self.classes_.tolist()]},
+        )
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most likely label of each row, of shape (rows,)."""

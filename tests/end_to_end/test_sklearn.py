@@ -43,7 +43,7 @@ GENERAL = """check_fit_score_takes_y check_estimators_overwrite_params check_don
     check_dict_unchanged check_fit_idempotent check_fit_check_is_fitted check_n_features_in check_fit2d_predict1d""".split()
 SUPERVISED = """check_sample_weights_pandas_series check_sample_weights_not_an_array check_sample_weights_list
     check_all_zero_sample_weights_error check_sample_weights_shape check_sample_weights_not_overwritten
-    check_sample_weight_equivalence_on_dense_data check_supervised_y_2d""".split()
+    check_sample_weight_equivalence_on_dense_data""".split()
 CLASSIFIER = """check_classifier_data_not_an_array check_classifiers_one_label check_classifiers_one_label_sample_weights
     check_classifiers_classes check_classifiers_train check_classifiers_regression_target
     check_decision_proba_consistency""".split()
@@ -52,11 +52,12 @@ MULTI_LABEL = """check_classifier_multioutput check_classifiers_multilabel_repre
     check_classifiers_multilabel_output_format_decision_function check_classifier_not_supporting_multiclass""".split()
 REGRESSOR = """check_regressors_train check_regressor_data_not_an_array check_regressors_no_decision_function
     check_regressors_int""".split()
+Y_2D = "check_supervised_y_2d"  # skipped for multi-output estimators
 TRANSFORMER = ["check_transformer_data_not_an_array", "check_transformer_general"]
 ESTIMATORS = {
-    TextClassifier: [*GENERAL, *SUPERVISED, *CLASSIFIER],
+    TextClassifier: [*GENERAL, *SUPERVISED, *CLASSIFIER, Y_2D],
     MultiLabelTextClassifier: [*GENERAL, *SUPERVISED, *CLASSIFIER, *MULTI_LABEL],
-    TextRegressor: [*GENERAL, *SUPERVISED, *REGRESSOR],
+    TextRegressor: [*GENERAL, *SUPERVISED, *REGRESSOR, Y_2D],
     TextEncoder: [*GENERAL, *TRANSFORMER],
 }
 ROUNDING = "rows that are predicted together are padded to the same length, which changes the rounding of float32"
@@ -125,7 +126,9 @@ def test_predictions_equal_those_of_the_saved_model(model: str, tmp_path: Path) 
     for folder in ("run", "copy"):
         expected = load_predictor(tmp_path / folder)(TEXTS, probabilities=True)
         np.testing.assert_allclose(
-            fitted.predict_proba(TEXTS), [[row[f"probability:{label}"] for label in fitted.classes_] for row in expected], atol=1e-6
+            fitted.predict_proba(TEXTS),
+            [[row[f"probability:{label}"] for label in fitted.classes_] for row in expected],
+            atol=1e-6,
         )
         assert list(fitted.predict(TEXTS)) == [row["prediction"] for row in expected]
     assert fitted.result_["train"]["steps"] > 0
@@ -140,9 +143,13 @@ def test_pickles_load_in_another_process(model: str, tmp_path: Path) -> None:
     for estimator in (fitted, encoder):
         names = {str(value) for _, value, _ in pickletools.genops(pickle.dumps(estimator)) if isinstance(value, str)}
         assert "model.safetensors" in names
-        assert not any(name.startswith(("torch", "transformers")) for name in names)
+        assert not any(
+            name.startswith(("torch.", "transformers.", "nlp_transfer.models", "nlp_transfer.inference")) for name in names
+        )
     joblib.dump((fitted, encoder), tmp_path / "estimators")
-    script = "import sys, joblib; c, e = joblib.load(sys.argv[1]); joblib.dump((c.predict_proba(e_), e.transform(e_)), sys.argv[2])"
+    script = (
+        "import sys, joblib; c, e = joblib.load(sys.argv[1]); joblib.dump((c.predict_proba(e_), e.transform(e_)), sys.argv[2])"
+    )
     script = script.replace("e_", "joblib.load(sys.argv[3])")
     joblib.dump(TEXTS, tmp_path / "texts")
     paths = [str(tmp_path / name) for name in ("estimators", "results", "texts")]
@@ -168,7 +175,12 @@ def test_column_transformer_and_pipeline(model: str) -> None:
     table = pd.DataFrame({"text": TEXTS, "other": TEXTS[::-1], "number": np.arange(48.0)})
     encoder = TextEncoder(model)
     parts = ColumnTransformer(
-        [("one", encoder, "text"), ("table", encoder, ["other"]), ("pair", encoder, ["text", "other"]), ("n", StandardScaler(), ["number"])]
+        [
+            ("one", encoder, "text"),
+            ("table", encoder, ["other"]),
+            ("pair", encoder, ["text", "other"]),
+            ("n", StandardScaler(), ["number"]),
+        ]
     ).set_output(transform="pandas")
     vectors = parts.fit_transform(table)
     width = encoder.fit(TEXTS).transform(TEXTS).shape[1]
@@ -260,7 +272,7 @@ def test_wrong_input_is_refused(model: str) -> None:
             classifier.fit(inputs, ["x", "y"])
     with refused("one class"):
         classifier.fit(["a", "b"], ["x", "x"])
-    with refused("every row has the weight 0"):
+    with pytest.raises(ValueError, match="zero"):
         classifier.fit(["a", "b"], ["x", "y"], sample_weight=[0, 0])
     with refused("pooling", "sum"):
         TextEncoder(model, pooling="sum").fit(TEXTS)

@@ -76,7 +76,14 @@ def test_training_uses_the_weights(tiny: dict[str, Path], tmp_path: Path) -> Non
     del repeated["weight"]
     models = []
     for name, data in (("weighted", weighted_data(times)), ("repeated", repeated)):
-        training = {"optimizer": "SGD", "learning_rate": 0.1, "batch_size": 64, "max_steps": 1, "dropout": 0, "attention_dropout": 0}
+        training = {
+            "optimizer": "SGD",
+            "learning_rate": 0.1,
+            "batch_size": 64,
+            "max_steps": 1,
+            "dropout": 0,
+            "attention_dropout": 0,
+        }
         run(model=tiny["bert"], data=data, training=training | {"warmup": 0, "weight_decay": 0}, output_dir=tmp_path / name)
         models.append(weights_of(tmp_path / name / "model"))
     for name, values in models[0].items():
@@ -86,7 +93,13 @@ def test_training_uses_the_weights(tiny: dict[str, Path], tmp_path: Path) -> Non
 def test_logistic_regression_uses_the_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
     weights = [0.5, 2.0, 0.0, 3.0] * 6
     strategy = {"name": "features", "classifier": "logistic_regression"}
-    run(model=tiny["bert"], data=weighted_data(weights), strategy=strategy, training={"max_steps": None}, output_dir=tmp_path / "run")
+    run(
+        model=tiny["bert"],
+        data=weighted_data(weights),
+        strategy=strategy,
+        training={"max_steps": None},
+        output_dir=tmp_path / "run",
+    )
     predictor = load_predictor(tmp_path / "run")
     layer = last_linear(predictor.model, "")
     inputs = layer_inputs(predictor.model, layer, predictor.encode(rows(24))).astype(np.float64)
