@@ -1,4 +1,4 @@
-"""The scikit-learn estimators: the checks of scikit-learn, its meta-estimators, labels, pickles, weights, and what they refuse."""
+"""The scikit-learn estimators: the checks of scikit-learn, its meta-estimators, labels, pickles, weights and refusals."""
 
 import pickle
 import pickletools
@@ -213,7 +213,7 @@ def test_grid_search_over_strategies_in_processes(model: str) -> None:
 
 
 def test_multi_label_targets_in_several_forms(model: str) -> None:
-    """Indicators, a DataFrame of indicators and collections of labels give the same model; predictions have the form of the targets."""
+    """Indicators, a DataFrame of indicators and collections of labels give the same model and predictions of that form."""
     hot = np.array([[i % 2, i % 3 == 0] for i in range(48)], int)
     names = [[name for name, value in zip(("even", "third"), row, strict=True) if value] for row in hot]
     forms = (hot, pd.DataFrame(hot, columns=["even", "third"]), names)
