@@ -106,7 +106,7 @@ class MultiLabelTextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ig
         return self._fit(texts, hot.tolist(), weights, task)
 
     def predict(self, X: Any) -> Any:
-        """Return the labels of each row in the form of the training labels: 0 or 1 of shape (rows, labels), or tuples of labels."""
+        """Return labels in the form of the training labels: 0 or 1 of shape (rows, labels), or a tuple of labels for each row."""
         chosen = (self.predict_proba(X) >= self.predictor_.task.threshold).astype(np.int64)
         return chosen if self._binarizer is None else self._binarizer.inverse_transform(chosen)
 
