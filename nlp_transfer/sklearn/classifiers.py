@@ -14,7 +14,7 @@ from nlp_transfer.sklearn.base import FineTunedEstimator
 from nlp_transfer.utils.errors import UserError
 
 
-class TextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ignore[misc]
+class TextClassifier(ClassifierMixin, FineTunedEstimator):
     """Classify texts, or pairs of texts, with a fine-tuned model. See `FineTunedEstimator` for the parameters.
 
     >>> TextClassifier(strategy="features").fit(["good", "bad"], [1, 0]).predict(["fine"])  # doctest: +SKIP
@@ -68,7 +68,7 @@ class TextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ignore[misc]
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
 
-class MultiLabelTextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ignore[misc]
+class MultiLabelTextClassifier(ClassifierMixin, FineTunedEstimator):
     """Assign any number of labels to texts, with a fine-tuned model. See `FineTunedEstimator` for the parameters.
 
     A label is predicted if its probability is at least the setting `task.threshold`, 0.5 by default.
@@ -107,7 +107,7 @@ class MultiLabelTextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ig
 
     def predict(self, X: Any) -> Any:
         """Return labels in the form of the training labels: 0 or 1 of shape (rows, labels), or a tuple of labels for each row."""
-        chosen = (self.predict_proba(X) >= self.predictor_.task.threshold).astype(np.int64)
+        chosen = self._predict(X, logits=False).astype(np.int64)
         return chosen if self._binarizer is None else self._binarizer.inverse_transform(chosen)
 
     def predict_proba(self, X: Any) -> np.ndarray:
