@@ -19,8 +19,8 @@ from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.run.document import merge
 from nlp_transfer.settings.schema import expand_name
 from nlp_transfer.sklearn.isolation import isolated
-from nlp_transfer.sklearn.model_files import read_files, temporary_folder, written_files
-from nlp_transfer.sklearn.text_columns import NAMES, as_columns, as_rows, read_texts
+from nlp_transfer.sklearn.model_bytes import read_files, temporary_folder, written_files
+from nlp_transfer.sklearn.text_inputs import NAMES, as_columns, as_rows, read_texts
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import Arrays, Batch
 from nlp_transfer.utils.errors import Problems, UserError
@@ -52,6 +52,8 @@ class FineTunedEstimator(BaseEstimator):
     """
 
     task_name: ClassVar[str]
+    _files: dict[str, bytes]
+    _predictor: Predictor | None
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class FineTunedEstimator(BaseEstimator):
         weights = _check_sample_weight(sample_weight, texts, ensure_non_negative=True)
         used = np.flatnonzero(weights)
         if not len(used):
-            raise UserError("sample_weight: every row has the weight 0; allowed: a positive weight of at least one row")
+            raise UserError("sample_weight: every weight is zero; allowed: a positive weight of at least one row")
         y = y if hasattr(y, "iloc") or isinstance(y, (list, tuple)) else np.asarray(y)
         return texts[used], _safe_indexing(y, used), weights[used]
 
@@ -157,7 +159,7 @@ class FineTunedEstimator(BaseEstimator):
             folder = stack.enter_context(temporary_folder()) / "run" if self.output_dir is None else self.output_dir
             run = fine_tune(document | {"model": None if model is None else str(model), "output_dir": str(folder)})
             self._files = read_files(run.output_dir / "model")
-            self._predictor: Predictor | None = run.predictor()
+            self._predictor = run.predictor()
         self.result_ = run.result
         return self
 

@@ -14,7 +14,7 @@ from nlp_transfer.sklearn.base import FineTunedEstimator
 from nlp_transfer.utils.errors import UserError
 
 
-class TextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ignore[misc]
+class TextClassifier(ClassifierMixin, FineTunedEstimator):
     """Classify texts, or pairs of texts, with a fine-tuned model. See `FineTunedEstimator` for the parameters.
 
     >>> TextClassifier(strategy="features").fit(["good", "bad"], [1, 0]).predict(["fine"])  # doctest: +SKIP
@@ -42,7 +42,12 @@ class TextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ignore[misc]
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise UserError(f"y: found one class, {self.classes_[0]}; allowed: at least two classes, each in a row of weight > 0")
-        return self._fit(texts, labels.tolist(), weights, {"labels": self.classes_.tolist()})
+        return self._fit(
+            texts,
+            labels.tolist(),
+            weights,
+            {"labels": [str(label) if isinstance(label, bool) else label for label in self.classes_.tolist()]},
+        )
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most likely label of each row, of shape (rows,)."""
@@ -63,7 +68,7 @@ class TextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ignore[misc]
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
 
-class MultiLabelTextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ignore[misc]
+class MultiLabelTextClassifier(ClassifierMixin, FineTunedEstimator):
     """Assign any number of labels to texts, with a fine-tuned model. See `FineTunedEstimator` for the parameters.
 
     A label is predicted if its probability is at least the setting `task.threshold`, 0.5 by default.
@@ -101,8 +106,8 @@ class MultiLabelTextClassifier(ClassifierMixin, FineTunedEstimator):  # type: ig
         return self._fit(texts, hot.tolist(), weights, task)
 
     def predict(self, X: Any) -> Any:
-        """Return the labels of each row in the form of the training labels: 0 or 1 of shape (rows, labels), or tuples of labels."""
-        chosen = (self.predict_proba(X) >= self.predictor_.task.threshold).astype(np.int64)
+        """Return labels in the form of the training labels: 0 or 1 of shape (rows, labels), or a tuple of labels for each row."""
+        chosen = self._predict(X, logits=False).astype(np.int64)
         return chosen if self._binarizer is None else self._binarizer.inverse_transform(chosen)
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -19,8 +19,8 @@ from nlp_transfer.models.device import inference_device
 from nlp_transfer.models.heads import EncoderHeadConfig, pool
 from nlp_transfer.models.layers import width
 from nlp_transfer.sklearn.isolation import isolated
-from nlp_transfer.sklearn.model_files import read_files, temporary_folder, written_files
-from nlp_transfer.sklearn.text_columns import as_rows, read_texts
+from nlp_transfer.sklearn.model_bytes import read_files, temporary_folder, written_files
+from nlp_transfer.sklearn.text_inputs import as_rows, read_texts
 from nlp_transfer.strategies.common.strategy_traits import SENTENCE_MODEL
 from nlp_transfer.tasks.common.task import DEFAULT_LENGTH
 from nlp_transfer.utils.errors import UserError
@@ -34,7 +34,7 @@ class _Encoder(NamedTuple):
     max_length: int
 
 
-class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Encode texts as vectors with a pretrained or fine-tuned encoder, without training.
 
     Args:

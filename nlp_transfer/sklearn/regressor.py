@@ -10,7 +10,7 @@ from nlp_transfer.sklearn.base import FineTunedEstimator
 from nlp_transfer.utils.errors import UserError
 
 
-class TextRegressor(RegressorMixin, FineTunedEstimator):  # type: ignore[misc]
+class TextRegressor(RegressorMixin, FineTunedEstimator):
     """Predict a number for texts, or pairs of texts, with a fine-tuned model. See `FineTunedEstimator` for the parameters."""
 
     task_name: ClassVar[str] = "regression"
