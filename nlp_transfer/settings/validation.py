@@ -177,12 +177,15 @@ def _reason(kind: str, message: str, owner: type[BaseModel]) -> str:
     return plain
 
 
+UNION_MEMBERS = ("literal[", "function-", "constrained-", "list[", "float")  # how pydantic names members that are no models
+
+
 def _locate(location: tuple[int | str, ...], schema: type[BaseModel]) -> tuple[str, type[BaseModel]]:
     """Return the dotted name of the setting at a pydantic location, and the class that defines the setting."""
     names: list[str] = []
     owner = schema
     for part in location:
-        if part == owner.__name__ or str(part).startswith(("literal[", "function-")):  # a member of a union
+        if part == owner.__name__ or str(part).startswith(UNION_MEMBERS):  # a member of a union
             continue
         names.append(str(part))
         if isinstance(part, int):  # a position in a list of settings

@@ -49,6 +49,8 @@ class LabelTask(TextTask):
 
     def fit(self, train: Rows | None, problems: Problems, training: TrainingConfig | None = None) -> Self:
         task = super().fit(train, problems, training)
+        if self.calibrate and self.traits.calibration(self) is None:
+            problems.add("task.calibrate: this task does not support it; allowed: false, or traits with LabelTask.calibration")
         if train is not None and len(train):
             task = task.learn_labels(train, problems)
         else:
