@@ -16,6 +16,7 @@ from nlp_transfer.commands.options import (
     BATCH_SIZE,
     BEAMS,
     CODE,
+    DRY_RUN,
     OVERRIDES,
     OVERWRITE,
     PRECISION,
@@ -46,8 +47,9 @@ def cli() -> None:
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("arguments", metavar="[FILE]", nargs=-1, type=click.UNPROCESSED)
 @training_options
+@DRY_RUN
 @click.pass_context
-def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> None:
+def train(ctx: click.Context, arguments: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Fine-tune a model.
 
     FILE is a YAML file with settings, or a table with the training data. For a table, the task, its columns, the model and the
@@ -62,7 +64,11 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
     """
     if not arguments:
         raise click.exceptions.NoArgsIsHelpError(ctx)
-    _train(run_document(arguments), options)
+    document = run_document(arguments)
+    if dry_run:
+        _dry_run(document, options)
+    else:
+        _train(document, options)
 
 
 def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -70,6 +76,17 @@ def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
         from nlp_transfer.fine_tune import fine_tune
 
     return fine_tune(document, **options)
+
+
+def _dry_run(document: dict[str, Any], options: dict[str, Any]) -> None:
+    with importing():
+        from nlp_transfer.run.dry_run import dry_run
+
+    if options["push_to"]:
+        from nlp_transfer.hub.push import check_push
+
+        check_push(options.pop("push_to"))
+    dry_run(document, options["resume"], options["allow_hub_metrics"])
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)

@@ -65,6 +65,9 @@ QUIET = click.option(
 VERBOSE = click.option(
     "--verbose", is_flag=True, expose_value=False, callback=_keep_level, help="Also print details, such as each logged step."
 )
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Check everything, take a few steps, estimate time and memory, and stop. Nothing is written."
+)
 FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
     click.option(
