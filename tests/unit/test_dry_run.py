@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nlp_transfer import Callback
 from nlp_transfer.run.dry_run import dry_run
 from tests.builders import command, stopped_at, succeed
 
@@ -35,8 +36,11 @@ def test_a_dry_run_measures_and_leaves_nothing(plan: Any, tmp_path: Path) -> Non
     assert len([line for line in quiet if not line.startswith("warning:")]) == 3
 
 
-class Unused:
-    """A callback that must not be created by a dry run; `resolve` only checks that it exists."""
+class Unused(Callback):
+    """A callback that a dry run must not create; `resolve` only checks that it exists."""
+
+    def __init__(self) -> None:
+        raise AssertionError
 
 
 def test_the_measured_loss_is_that_of_the_run(plan: Any, train: Any, tmp_path: Path) -> None:
