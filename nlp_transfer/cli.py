@@ -27,7 +27,7 @@ from nlp_transfer.commands.options import (
     file_options,
     training_options,
 )
-from nlp_transfer.commands.run_settings import merged, model_settings, run_document
+from nlp_transfer.commands.run_settings import merged, model_settings, run_document, with_recorded_test
 from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import UserError
@@ -104,12 +104,14 @@ def evaluate(
 ) -> None:
     """Compute the metrics of a model on test data.
 
-    MODEL is a run folder, a model folder or a hub id; the test data is --data.test. Metrics are printed as JSON.
+    MODEL is a run folder, a model folder or a hub id; the test data is --data.test or, for a run, the test data that it recorded.
+    Metrics are printed as JSON.
     """
     from nlp_transfer.inference.model_evaluation import check_metrics_file, evaluate_model, print_metrics
 
     check_metrics_file(output, overwrite)
-    metrics, signatures = evaluate_model(model, model_settings(ctx, ctx.args), batch_size, precision, base)
+    settings, hashes = with_recorded_test(model, model_settings(ctx, ctx.args))
+    metrics, signatures = evaluate_model(model, settings, batch_size, precision, base, hashes)
     print_metrics(metrics, output, signatures, overwrite)
 
 
