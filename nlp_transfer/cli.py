@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands import init, runs
+from nlp_transfer.commands import init, runs, shell_completion
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
@@ -21,6 +21,7 @@ from nlp_transfer.commands.options import (
     OVERWRITE,
     PRECISION,
     QUIET,
+    CommandGroups,
     CompareHelp,
     SettingsHelp,
     TextsHelp,
@@ -35,7 +36,7 @@ from nlp_transfer.utils.errors import UserError
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=CommandGroups, context_settings=CONTEXT)
 @click.version_option(package_name="nlp_transfer")
 def cli() -> None:
     """Fine-tune BERT-family models on text, from a data file to a saved, evaluated model.
@@ -232,7 +233,7 @@ def compare(
 
 
 # Commands in files of their own; each file defines `command` and imports nothing heavy.
-COMMANDS: tuple[click.Command, ...] = (init.command, runs.command)
+COMMANDS: tuple[click.Command, ...] = (init.command, runs.command, shell_completion.command)
 for command in COMMANDS:
     cli.add_command(command)
 

@@ -49,7 +49,7 @@ def recorded_test(model: str) -> RecordedTest:
             f"its test rows were split from train (test_share {data['test_share']})" if data.get("test_share") else "it had none"
         )
         raise UserError(
-            f"{required}: {place / CONFIG} names no test data: {share}; metrics of the run are in {place / 'result.json'}; allowed: "
+            f"{required}: {place / CONFIG} names no test data: {share}; metrics are in {place / 'result.json'}; allowed: "
             "a file, a folder or another source of data"
         )
     if str(test).startswith("<"):
