@@ -164,9 +164,7 @@ class CommandGroups(click.Group):
     """A group that lists its commands by what a beginner needs first; unknown commands come last."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        commands = {
-            name: found for name in self.list_commands(ctx) if (found := self.get_command(ctx, name)) and not found.hidden
-        }
+        commands = {name: command for name, command in sorted(self.commands.items()) if not command.hidden}
         rest = tuple(name for name in commands if not any(name in names for names in GROUPS.values()))
         for title, names in {**GROUPS, "Other": rest}.items():
             if rows := [(name, commands[name].get_short_help_str(limit=90)) for name in names if name in commands]:
