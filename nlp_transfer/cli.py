@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands import init, runs, shell_completion
+from nlp_transfer.commands import init, run_list, shell_completion
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
@@ -17,6 +17,7 @@ from nlp_transfer.commands.options import (
     BEAMS,
     CODE,
     DRY_RUN,
+    HELP_ALL,
     OVERRIDES,
     OVERWRITE,
     PRECISION,
@@ -212,6 +213,7 @@ def push(model: Path, repository: str, **options: Any) -> None:
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not only its predictions.")
 @click.option("--verbose", is_flag=True, help="Show the output of each run.")
 @QUIET
+@HELP_ALL
 @CODE
 @click.pass_context
 def compare(
@@ -233,7 +235,7 @@ def compare(
 
 
 # Commands in files of their own; each file defines `command` and imports nothing heavy.
-COMMANDS: tuple[click.Command, ...] = (init.command, runs.command, shell_completion.command)
+COMMANDS: tuple[click.Command, ...] = (init.command, run_list.command, shell_completion.command)
 for command in COMMANDS:
     cli.add_command(command)
 

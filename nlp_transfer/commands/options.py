@@ -69,8 +69,8 @@ def _show_all(ctx: click.Context, parameter: click.Parameter, given: bool) -> No
         ctx.exit()
 
 
-HELP_ALL = click.Option(
-    ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help="Show all settings and exit."
+HELP_ALL = click.option(
+    "--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help="Show all settings and exit."
 )
 QUIET = click.option(
     "--quiet", is_flag=True, expose_value=False, callback=_keep_level, help="Print only warnings, errors and results."
@@ -128,6 +128,7 @@ TRAINING_OPTIONS = (
     click.option("--push-to", metavar="USER/NAME", help="Push the finished run to the hub; a new repository is private."),
     QUIET,
     VERBOSE,
+    HELP_ALL,
 )
 
 
@@ -177,11 +178,6 @@ class SettingsHelp(click.Command):
 
     A command that takes all settings lists the first ones; `--help-all` lists all.
     """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        if self._takes_all():
-            self.params.append(HELP_ALL)
 
     def _takes_all(self) -> bool:
         from nlp_transfer.settings.applicability import COMMAND_SETTINGS
