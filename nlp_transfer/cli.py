@@ -9,24 +9,27 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands import cross_validate, embed, explain, init, list_label_errors, report, runs
+from nlp_transfer.commands import cross_validate, embed, explain, init, list_label_errors, report, run_list, shell_completion
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
     BATCH_SIZE,
     BEAMS,
     CODE,
+    DRY_RUN,
+    HELP_ALL,
     OVERRIDES,
     OVERWRITE,
     PRECISION,
     QUIET,
+    CommandGroups,
     CompareHelp,
     SettingsHelp,
     TextsHelp,
     file_options,
     training_options,
 )
-from nlp_transfer.commands.run_settings import merged, model_settings, run_document
+from nlp_transfer.commands.run_settings import merged, model_settings, run_document, with_recorded_test
 from nlp_transfer.security.terminal_text import printable
 from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import UserError
@@ -34,7 +37,7 @@ from nlp_transfer.utils.errors import UserError
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=CommandGroups, context_settings=CONTEXT)
 @click.version_option(package_name="nlp_transfer")
 def cli() -> None:
     """Fine-tune BERT-family models on text, from a data file to a saved, evaluated model.
@@ -46,8 +49,9 @@ def cli() -> None:
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("arguments", metavar="[FILE]", nargs=-1, type=click.UNPROCESSED)
 @training_options
+@DRY_RUN
 @click.pass_context
-def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> None:
+def train(ctx: click.Context, arguments: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Fine-tune a model.
 
     FILE is a YAML file with settings, or a table with the training data. For a table, the task, its columns, the model and the
@@ -62,7 +66,11 @@ def train(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> Non
     """
     if not arguments:
         raise click.exceptions.NoArgsIsHelpError(ctx)
-    _train(run_document(arguments), options)
+    document = run_document(arguments)
+    if dry_run:
+        _dry_run(document, options)
+    else:
+        _train(document, options)
 
 
 def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -70,6 +78,17 @@ def _train(document: dict[str, Any], options: dict[str, Any]) -> Any:
         from nlp_transfer.fine_tune import fine_tune
 
     return fine_tune(document, **options)
+
+
+def _dry_run(document: dict[str, Any], options: dict[str, Any]) -> None:
+    with importing():
+        from nlp_transfer.run.dry_run import dry_run
+
+    if options["push_to"]:
+        from nlp_transfer.hub.push import check_push
+
+        check_push(options.pop("push_to"))
+    dry_run(document, options["resume"], options["allow_hub_metrics"])
 
 
 @cli.command(cls=SettingsHelp, context_settings=OVERRIDES)
@@ -87,12 +106,14 @@ def evaluate(
 ) -> None:
     """Compute the metrics of a model on test data.
 
-    MODEL is a run folder, a model folder or a hub id; the test data is --data.test. Metrics are printed as JSON.
+    MODEL is a run folder, a model folder or a hub id; the test data is --data.test or, for a run, the test data that it recorded.
+    Metrics are printed as JSON.
     """
     from nlp_transfer.inference.model_evaluation import check_metrics_file, evaluate_model, print_metrics
 
     check_metrics_file(output, overwrite)
-    metrics, signatures = evaluate_model(model, model_settings(ctx, ctx.args), batch_size, precision, base)
+    settings, hashes = with_recorded_test(model, model_settings(ctx, ctx.args))
+    metrics, signatures = evaluate_model(model, settings, batch_size, precision, base, hashes)
     print_metrics(metrics, output, signatures, overwrite)
 
 
@@ -192,6 +213,7 @@ def push(model: Path, repository: str, **options: Any) -> None:
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not only its predictions.")
 @click.option("--verbose", is_flag=True, help="Show the output of each run.")
 @QUIET
+@HELP_ALL
 @CODE
 @click.pass_context
 def compare(
@@ -218,7 +240,8 @@ COMMANDS: tuple[click.Command, ...] = (
     explain.command,
     embed.command,
     init.command,
-    runs.command,
+    run_list.command,
+    shell_completion.command,
     cross_validate.command,
     report.command,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nlp_transfer.commands.options import OVERRIDES, OVERWRITE, QUIET, SettingsHelp
+from nlp_transfer.commands.options import HELP_ALL, OVERRIDES, OVERWRITE, QUIET, SettingsHelp
 from nlp_transfer.utils.errors import UserError
 
 WIDTH = 110  # characters of a comment
@@ -26,6 +26,7 @@ PROPOSED = {
 @click.option("--output", type=click.Path(path_type=Path), help="The YAML file.  [default: the name of TABLE, with .yaml]")
 @OVERWRITE
 @QUIET
+@HELP_ALL
 @click.pass_context
 def command(ctx: click.Context, table: str, output: Path | None, overwrite: bool) -> None:
     """Inspect a table and write commented settings.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import UserError
@@ -13,7 +14,7 @@ from nlp_transfer.utils.errors import UserError
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-LEVEL = "nlp_transfer.level"  # key of `click.Context.meta`
+LEVEL, SHOW_ALL = "nlp_transfer.level", "nlp_transfer.show_all"  # keys of `click.Context.meta`
 
 
 def _load_code(ctx: click.Context, parameter: click.Parameter, files: tuple[str, ...]) -> None:
@@ -59,11 +60,26 @@ BEAMS = click.option(
     help="For generated text: beams of the search; 1: greedy.  [default: as in the model]",
 )
 BASE = click.option("--base", metavar="MODEL", help="Base model of an adapter, if it was moved.  [default: as recorded]")
+
+
+def _show_all(ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given:
+        ctx.meta[SHOW_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+HELP_ALL = click.option(
+    "--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help="Show all settings and exit."
+)
 QUIET = click.option(
     "--quiet", is_flag=True, expose_value=False, callback=_keep_level, help="Print only warnings, errors and results."
 )
 VERBOSE = click.option(
     "--verbose", is_flag=True, expose_value=False, callback=_keep_level, help="Also print details, such as each logged step."
+)
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Check everything, take a few steps, estimate time and memory, and stop. Nothing is written."
 )
 FILE_OPTIONS = (
     click.argument("texts", nargs=-1, metavar="[TEXT]...", type=click.UNPROCESSED),
@@ -112,6 +128,7 @@ TRAINING_OPTIONS = (
     click.option("--push-to", metavar="USER/NAME", help="Push the finished run to the hub; a new repository is private."),
     QUIET,
     VERBOSE,
+    HELP_ALL,
 )
 
 
@@ -131,8 +148,57 @@ def _with_all(parameters: Sequence[Callable[..., Any]], command: Callable[..., A
     return command
 
 
+GROUPS = {
+    "First steps": ("init", "train", "evaluate", "predict", "translate"),
+    "Understand the results": ("report", "explain", "runs"),
+    "Find better settings": ("compare", "cross-validate", "tune"),
+    "Use the model elsewhere": ("embed", "export", "serve", "push"),
+}
+FIRST_SETTINGS = (
+    "model", "data.train", "data.validation", "data.test", "data.test_share", "task.name", "task.text", "task.label",
+    "strategy.name", "training.epochs", "training.batch_size", "training.learning_rate", "training.seed", "output_dir",
+)  # fmt: skip
+"""The settings in the help of commands that take all settings; `--help-all` lists the others too."""
+
+
+class CommandGroups(click.Group):
+    """A group that lists its commands by what a beginner needs first; unknown commands come last."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = {name: command for name, command in sorted(self.commands.items()) if not command.hidden}
+        rest = tuple(name for name in commands if not any(name in names for names in GROUPS.values()))
+        for title, names in {**GROUPS, "Other": rest}.items():
+            if rows := [(name, commands[name].get_short_help_str(limit=90)) for name in names if name in commands]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 class SettingsHelp(click.Command):
-    """A command that lists its settings in its help, and applies --quiet and --verbose."""
+    """A command that lists its settings in its help, and applies --quiet and --verbose.
+
+    A command that takes all settings lists the first ones; `--help-all` lists all.
+    """
+
+    def _takes_all(self) -> bool:
+        from nlp_transfer.settings.applicability import COMMAND_SETTINGS
+
+        return "*" in COMMAND_SETTINGS[self._settings_of()]
+
+    def _settings_of(self) -> str:
+        from nlp_transfer.settings.applicability import COMMAND_SETTINGS
+
+        return str(self.name) if self.name in COMMAND_SETTINGS else "train"  # a recipe uses the settings of `train`
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        items = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("--"):
+            return items
+        from nlp_transfer.settings.applicability import takes
+        from nlp_transfer.settings.validation import all_settings
+
+        command = self._settings_of()
+        names = dict.fromkeys(name for name, _, _ in all_settings() if takes(command, name))
+        return items + [CompletionItem(f"--{name}") for name in names if f"--{name}".startswith(incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         if LEVEL not in ctx.meta:
@@ -143,12 +209,17 @@ class SettingsHelp(click.Command):
             return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from nlp_transfer.settings.applicability import COMMAND_SETTINGS, takes
+        from nlp_transfer.settings.applicability import takes
         from nlp_transfer.settings.validation import all_settings
 
-        command = self.name if self.name in COMMAND_SETTINGS else "train"  # a recipe uses the settings of `train`
-        with formatter.section("Settings, as --NAME VALUE [default]"):
-            settings = [setting for setting in all_settings() if takes(str(command), setting[0])]
+        command = self._settings_of()
+        settings = [setting for setting in all_settings() if takes(command, setting[0])]
+        title = "Settings, as --NAME VALUE [default]"
+        if self._takes_all() and not ctx.meta.get(SHOW_ALL):
+            first = {name: (name, default, text) for name, default, text in reversed(settings) if name in FIRST_SETTINGS}
+            settings = [first[name] for name in FIRST_SETTINGS if name in first]
+            title = "The first settings, as --NAME VALUE [default]; --help-all lists all"
+        with formatter.section(title):
             formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in settings])
 
 

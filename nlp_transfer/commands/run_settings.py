@@ -38,6 +38,23 @@ def merged(document: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]
     return merged
 
 
+def with_recorded_test(model: str, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of an evaluation, with the test data that the run recorded unless `data.test` is given.
+
+    Returns:
+        The settings, and the recorded SHA-256 of the test files; an empty list if `data.test` is given.
+    """
+    from nlp_transfer.run.recorded_test import recorded_test
+    from nlp_transfer.utils.console import say
+
+    data = settings.get("data", {})
+    if data.get("test") is not None:
+        return settings, []
+    recorded = recorded_test(model)
+    say(f"data.test: {recorded.data['test']} (recorded by the run)")
+    return {**settings, "data": {**recorded.data, **data}}, recorded.hashes
+
+
 def model_settings(ctx: click.Context, arguments: Sequence[str]) -> dict[str, Any]:
     """Parse the settings of a command that uses a saved model.
 

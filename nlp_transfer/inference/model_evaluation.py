@@ -1,5 +1,6 @@
 """Score a saved model on a test split, and print or save the metrics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +19,19 @@ from nlp_transfer.utils.errors import Problems, UserError
 
 
 def evaluate_model(
-    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
+    model: str,
+    settings: dict[str, Any],
+    batch_size: int | None,
+    precision: str,
+    base: str | None = None,
+    hashes: Sequence[str] = (),
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Score a saved model on `data.test`, exactly as a run scores its splits.
 
     The processes of a launcher share the work and all return the same metrics.
+
+    Args:
+        hashes: recorded SHA-256 of the files of `data.test`, in order; a warning says if they differ. Empty: there is no check.
 
     Returns:
         The metrics by name, including the number of rows as `rows`; and a description of how each metric that has several
@@ -54,6 +63,12 @@ def evaluate_model(
     except UserError as error:
         problems.absorb(error)
     problems.raise_if_any()
+    if hashes and list(rows.hashes.values()) != list(hashes):
+        changed = [path for path, digest in rows.hashes.items() if digest not in hashes]
+        say(
+            f"warning: the test data changed after the run: {', '.join(changed) or data.test} is not what {model} recorded; "
+            "these are the metrics of the changed data"
+        )
     say(*describe_skipped("test", rows), *name_skipped(rows))
     table = predictor.encode(rows, targets=True)
     model_on_device = cast(Any, predictor.model).to(accelerator.device)

@@ -62,11 +62,11 @@ def training_metrics(position: Position, parameters: tuple[int, int], preparatio
         "examples_per_second": round(position.examples / max(position.step_seconds, 1e-9), 3),
         "trainable_parameters": parameters[0],
         "total_parameters": parameters[1],
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
     }
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the peak memory in bytes of the GPU if there is one, otherwise of this process."""
     return int(torch.cuda.max_memory_allocated()) if device_type() == "cuda" else environment.peak_memory()
 

@@ -70,11 +70,14 @@ def encode(run: Run) -> Run:
     return replace(run, task=task, job=job)
 
 
-def build(run: Run, folder: RunFolder) -> Run:
+def build(run: Run, folder: RunFolder, dry: bool = False) -> Run:
     """Build the model, resolve `auto` settings, and prepare model and data as the strategy requires.
 
     Check that the untrained model can be saved and scored. After all checks that are possible before training, create
     `folder` with `config.yaml` in it.
+
+    Args:
+        dry: whether to write nothing, neither now nor during training.
     """
     started, training, task, tables = time.monotonic(), run.config.training, run.task, run.job.tables
     with quiet():
@@ -98,13 +101,13 @@ def build(run: Run, folder: RunFolder) -> Run:
         check_saving_further(run.strategy.auxiliary_jobs(model), folder.path, accelerator)
     trainer = Trainer(
         model, prepared.task, prepared.tables, run.strategy, replace(resolved, training=prepared.training), _callbacks(run),
-        output_dir=folder.path, objectives=prepared.objectives, user_metrics=run.user_metrics,
+        output_dir=None if dry else folder.path, objectives=prepared.objectives, user_metrics=run.user_metrics,
     )  # fmt: skip
     say(*summary_lines(trainer))
     run = replace(run, job=job, trainer=trainer)
     run = replace(run, document=resolved_document(run), preparation_seconds=time.monotonic() - started)
     check_same_on_all(run.document)
-    if run.is_main:
+    if run.is_main and not dry:
         folder.begin(run.document)
         write_skipped(folder.path, prepared.skipped)
     accelerator.wait_for_everyone()

@@ -243,7 +243,7 @@ class Steps:
         elif now - self.last_printed >= self.pause and self.done > self.done_before:
             self.last_printed, self.pause = now, min(self.pause * 1.5, self.LONGEST)
             rate = (self.done - self.done_before) / (now - self.started)
-            left = f", {_duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
+            left = f", {duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
             say(f"{self.title}: {self.done}/{self.total}{left}{', ' if self.text else ''}{self.text}")
 
     def close(self) -> None:
@@ -258,7 +258,8 @@ class Steps:
         self.close()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format a duration, such as `2.5 hours`."""
     for unit, name in ((3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.1f} {name}"

@@ -16,7 +16,7 @@ import pytest
 from nlp_transfer import FineTuned
 from nlp_transfer.evaluation.metrics import compute_label_metrics, compute_regression_metrics, compute_translation_metrics
 from nlp_transfer.utils.atomic_files import apply_umask
-from nlp_transfer.utils.console import _duration, percent
+from nlp_transfer.utils.console import duration, percent
 from tests.builders import printed, refused, run, sentiment_rows, succeed
 
 pytestmark = pytest.mark.process
@@ -267,7 +267,7 @@ def test_shares_have_digits_that_say_something(part: int, whole: int, shown: str
 
 
 def test_durations_have_a_unit_of_their_size() -> None:
-    assert [_duration(seconds) for seconds in (0.4, 59, 119, 121, 5400, 36_000)] == [
+    assert [duration(seconds) for seconds in (0.4, 59, 119, 121, 5400, 36_000)] == [
         "0 seconds", "59 seconds", "119 seconds", "2.0 minutes", "90.0 minutes", "10.0 hours",
     ]  # fmt: skip
 

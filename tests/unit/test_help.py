@@ -1,0 +1,67 @@
+"""Help in groups, with the first or all settings, and shell completion."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+
+from nlp_transfer.cli import cli
+from nlp_transfer.commands.options import FIRST_SETTINGS
+from nlp_transfer.settings.validation import all_settings
+
+
+def shown(*arguments: str) -> str:
+    result = CliRunner().invoke(cli, list(arguments), terminal_width=200)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def completed(*words: str) -> set[str]:
+    complete = ShellComplete(cli, {}, "nlp-transfer", "_NLP_TRANSFER_COMPLETE")
+    return {item.value for item in complete.get_completions(list(words[:-1]), words[-1])}
+
+
+def test_help_lists_every_command_in_one_group() -> None:
+    lines = shown("--help").splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  ") and line.split()[0] in cli.commands]
+    assert sorted(listed) == sorted(cli.commands)
+    assert listed.index("train") < listed.index("runs") < listed.index("compare") < listed.index("push")
+
+
+def test_train_lists_the_first_settings_or_all() -> None:
+    first, everything = shown("train", "--help"), shown("train", "--help-all")
+    names = {name for name, _, _ in all_settings()}
+    assert set(FIRST_SETTINGS) <= names
+    assert {name for name in names if f"--{name} [" in first} == set(FIRST_SETTINGS)
+    assert {name for name in names if f"--{name} [" in everything} == names
+    assert "--help-all" not in shown("evaluate", "--help")
+
+
+def test_commands_options_and_settings_are_completed() -> None:
+    assert completed("tra") == {"train", "translate"}
+    assert {"--quiet", "--dry-run"} <= completed("train", "--")
+    assert completed("train", "--training.ep") == {"--training.epochs"}
+    assert completed("evaluate", "m", "--data.te") == {"--data.test"}
+    assert completed("evaluate", "m", "--training.ep") == set()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_each_shell_is_printed(shell: str) -> None:
+    script = shown("completion", shell)
+    assert "_NLP_TRANSFER_COMPLETE" in script
+    assert "nlp-transfer" in script
+
+
+@pytest.mark.process
+def test_bash_completes_through_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_NLP_TRANSFER_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "nlp-transfer eva")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    program = "import sys; sys.argv = ['nlp-transfer']; from nlp_transfer.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.strip() == "plain,evaluate", done.stderr
