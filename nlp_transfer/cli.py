@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands import cross_validate
+from nlp_transfer.commands import cross_validate, tune
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
@@ -210,7 +210,7 @@ def compare(
 
 
 # Commands in files of their own; each file defines `command` and imports nothing heavy.
-COMMANDS: tuple[click.Command, ...] = (cross_validate.command,)
+COMMANDS: tuple[click.Command, ...] = (cross_validate.command, tune.command)
 for command in COMMANDS:
     cli.add_command(command)
 
