@@ -41,6 +41,7 @@ _PLACES = {
     "TrainingConfig": "settings.schema",
     "TrainingError": "training",
     "Translator": "inference.translator",
+    "Tuning": "experiments.hyperparameter_search",
     "UserError": "utils.errors",
     "compare": "experiments.compare",
     "cross_validate": "experiments.cross_validation",
@@ -52,6 +53,7 @@ _PLACES = {
     "load_translator": "inference.loading",
     "push": "hub.push",
     "recipe": "cli",
+    "tune": "experiments.hyperparameter_search",
 }
 
 __all__ = list(_PLACES)
@@ -88,6 +90,8 @@ if TYPE_CHECKING:
     from nlp_transfer.experiments.compare import compare as compare
     from nlp_transfer.experiments.cross_validation import CrossValidation as CrossValidation
     from nlp_transfer.experiments.cross_validation import cross_validate as cross_validate
+    from nlp_transfer.experiments.hyperparameter_search import Tuning as Tuning
+    from nlp_transfer.experiments.hyperparameter_search import tune as tune
     from nlp_transfer.fine_tune import FineTuned as FineTuned
     from nlp_transfer.fine_tune import fine_tune as fine_tune
     from nlp_transfer.hub.push import Pushed as Pushed

@@ -9,7 +9,17 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nlp_transfer.commands import cross_validate, embed, explain, init, list_label_errors, report, run_list, shell_completion
+from nlp_transfer.commands import (
+    cross_validate,
+    embed,
+    explain,
+    init,
+    list_label_errors,
+    report,
+    run_list,
+    shell_completion,
+    tune,
+)
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
     BASE,
@@ -243,6 +253,7 @@ COMMANDS: tuple[click.Command, ...] = (
     run_list.command,
     shell_completion.command,
     cross_validate.command,
+    tune.command,
     report.command,
 )
 for command in COMMANDS:

@@ -142,7 +142,7 @@ class _Units:
         self.sizes = self._ends - self._starts
         stratum_of = strata[order[self._starts]]
         for unit in np.flatnonzero(self.sizes > 1):
-            stratum_of[unit] = Counter(strata[self.rows(unit)].tolist()).most_common(1)[0][0]
+            stratum_of[unit] = Counter(strata[self.rows(int(unit))].tolist()).most_common(1)[0][0]
         grouped = np.argsort(stratum_of, kind="stable")
         self.by_stratum = np.split(grouped, np.flatnonzero(np.diff(stratum_of[grouped])) + 1)
 

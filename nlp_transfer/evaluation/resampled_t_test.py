@@ -45,8 +45,6 @@ def fold_mean(values: np.ndarray, folds: int, bounds: tuple[float, float] = (-np
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     error = deviation * (1 / len(values) + 1 / (folds - 1)) ** 0.5
     half = float(t.isf((1 - LEVEL) / 2, len(values) - 1)) * error
-    if error > 0:
-        p = float(2 * t.sf(abs(mean) / error, len(values) - 1))
-    else:
-        p = 1.0 if mean == 0 else 0.0
+    with np.errstate(divide="ignore"):  # equal differences have no variance
+        p = float(2 * t.sf(abs(mean) / np.float64(error), len(values) - 1)) if mean else 1.0
     return FoldMean(Estimate(mean, max(bounds[0], mean - half), min(bounds[1], mean + half)), deviation, p)

@@ -113,6 +113,7 @@ def _run_job(job: dict[str, Any]) -> int:
         return 2
     except Pruned as reason:
         print(reason, file=sys.stderr)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         write_json(folder / OUTCOME, {"pruned": str(reason)})
         return 0
     except BaseException as error:

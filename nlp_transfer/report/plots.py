@@ -7,7 +7,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +130,22 @@ def interval_plot(points: Sequence[Point], reference: str, title: str, show: For
     axes.set_xlim(*_padded([end for point in points for end in (point.low, point.high, point.value)]))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xlabel(one_line(title), parse_math=False)
+    return figure
+
+
+def bar_plot(values: Mapping[str, float], title: str) -> Figure:
+    """Draw a horizontal bar for each value, in the given order.
+
+    Args:
+        values: numbers from 0 by label.
+        title: title of the axis.
+    """
+    figure, axes = _figure(0.75 + 0.28 * len(values))
+    axes.barh(range(len(values)), list(values.values()), color=COLORS[0], height=0.6)
+    axes.set_yticks(range(len(values)), [one_line(name) for name in values], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
     axes.set_xlabel(one_line(title), parse_math=False)
     return figure
 

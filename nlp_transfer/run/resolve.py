@@ -26,6 +26,8 @@ from nlp_transfer.training.optimizer import find_optimizer
 from nlp_transfer.training.trackers import check_trackers
 from nlp_transfer.utils.errors import Problems, UserError, did_you_mean
 
+SEARCH_SPACE = "tune"  # a section of settings files that only the command of this name uses
+
 
 def resolve(
     config: RunConfig | Document | str | Path | None = None,
@@ -52,6 +54,7 @@ def resolve(
     UserMetrics(metrics)  # report wrong arguments first
     callbacks = check_callbacks(callbacks)
     raw = as_document(config) | settings
+    has_space = raw.pop(SEARCH_SPACE, None) is not None
     problems = Problems("settings")
     checked = validate(RunConfig, {name: as_plain(value) for name, value in raw.items()}, problems)
     task: Any = _build(task_from, None if isinstance(raw.get("task"), list) else raw.get("task"), problems)
@@ -70,6 +73,8 @@ def resolve(
         accepted = {name for name in unused.refused if shared and name.startswith("data.")}
         unused.reported |= {name: unused.refused.pop(name) for name in accepted}
         refuse_unused(unused.refused, unused.refused, problems)
+    if has_space:
+        unused.reported[SEARCH_SPACE] = "it is the search space of `nlp-transfer tune`"
     problems.raise_if_any()
     assert checked is not None
     return Run(checked, task, strategy, unused.reported, user_metrics, callbacks)

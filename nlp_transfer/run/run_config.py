@@ -11,6 +11,7 @@ from nlp_transfer.run.provenance import check_files, hash_inputs, hash_strategy,
 from nlp_transfer.run.run import Run
 from nlp_transfer.saved_models.save import versions
 from nlp_transfer.security.secret_patterns import clean
+from nlp_transfer.settings.base_settings import Settings
 from nlp_transfer.strategies import nested_tasks
 
 
@@ -59,7 +60,9 @@ def resolved_document(run: Run) -> dict[str, Any]:
 
 
 def _pinned(source: Any, rows: Rows | None) -> Any:
-    """Add the revision that was read to a hub id; return any other source unchanged."""
+    """Add the revision that was read to a hub id; return nested settings as a document, and any other value unchanged."""
+    if isinstance(source, Settings):
+        return source.model_dump()
     match = HUB_DATA.match(source) if isinstance(source, str) and rows is not None and rows.revision else None
     if match is None or rows is None:
         return source

@@ -16,6 +16,7 @@ COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "init": ("*",),
     "compare": ("*", "!training.seed"),
     "cross-validate": ("*", "!data.test", "!data.test_share", "!data.fold"),
+    "tune": ("*", "!training.seed", "!data.fold"),
     "evaluate": ("data.test", "data.on_bad_rows", *FORMAT),
     "predict": FORMAT,
     "translate": FORMAT,

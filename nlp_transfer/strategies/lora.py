@@ -32,7 +32,9 @@ from nlp_transfer.strategies.common.layer_depth import adapter_rate
 class Lora(Strategy):
     """Train low-rank updates and the head. The updates are merged into the saved model, and also saved in `adapter/`."""
 
-    traits = StrategyTraits(owns_parameters=True, adds_adapter=True, learning_rate=adapter_rate)
+    traits = StrategyTraits(
+        owns_parameters=True, adds_adapter=True, learning_rate=adapter_rate, search_space={"strategy.r": [8, 16, 32]}
+    )
 
     r: Count = 16
     """Rank of the updates."""

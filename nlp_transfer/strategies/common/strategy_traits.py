@@ -1,8 +1,8 @@
 """Facts about a strategy that other code can read without calling any of its methods."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import nn
 
@@ -45,6 +45,8 @@ class StrategyTraits:
         default_model: Default value of `model`: a small model that suits the strategy. None: `model` must be set.
         head: The head to use if `task.head` is null. None: the head of the model family.
         learning_rate: Function that returns the peak learning rate of a model, for `learning_rate: auto`.
+        search_space: Default search space of `tune` for settings of the strategy, by dotted name, and for training settings that
+        should differ from those of other strategies: a list of values, or a range `{low, high, log}`.
     """
 
     owns_parameters: bool = False
@@ -63,6 +65,7 @@ class StrategyTraits:
     default_model: str | None = "distilbert/distilbert-base-uncased"
     head: HeadConfig | None = None
     learning_rate: Callable[[nn.Module], float] = default_learning_rate
+    search_space: Mapping[str, Any] = field(default_factory=dict)
 
 
 def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:

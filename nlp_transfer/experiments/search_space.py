@@ -1,0 +1,101 @@
+"""The search space of a hyperparameter search: ranges and choices for settings, by dotted name."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from nlp_transfer.settings.base_settings import Document, Settings
+from nlp_transfer.strategies import Strategy
+from nlp_transfer.utils.errors import Problems, UserError, shorten
+
+FACTOR = "learning_rate_factor"  # factor by which the strategy's default learning rate is multiplied
+FORMS = "a list of values, or {low: NUMBER, high: NUMBER} with low below high (log: true: a logarithmic scale, above 0)"
+SECTIONS = ("data.", "task.", "strategy.", "training.")
+
+
+class Range(Settings):
+    """A range of numbers. If both ends are whole numbers, so are the values."""
+
+    low: Annotated[int, Field(strict=True)] | float
+    high: Annotated[int, Field(strict=True)] | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "Range":
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError("low below high, and above 0 with log: true")
+        return self
+
+
+Space = Mapping[str, Range | list[Any]]
+
+
+def read_space(document: Any) -> Space:
+    """Check a search space.
+
+    Raises:
+        UserError: a name or value is invalid. The message lists all problems.
+    """
+    problems = Problems("tune")
+    if not isinstance(document, Mapping) or not document:
+        raise UserError(f"tune: found {shorten(document)}; allowed: settings by dotted name, each with {FORMS}")
+    space: dict[str, Range | list[Any]] = {}
+    for name, value in document.items():
+        if name != FACTOR and not str(name).startswith(SECTIONS):
+            problems.add(f"tune: found {shorten(name)}; allowed: {FACTOR}, or a dotted name such as training.learning_rate")
+        elif isinstance(value, list) and value and all(isinstance(each, (str, int, float, type(None))) for each in value):
+            space[name] = value
+        elif isinstance(value, Mapping):
+            try:
+                space[name] = Range(**{str(key): each for key, each in value.items()})
+            except ValidationError:
+                problems.add(f"tune: {name}: found {shorten(value)}; allowed: {FORMS}")
+        else:
+            problems.add(f"tune: {name}: found {shorten(value)}; allowed: {FORMS}")
+    if FACTOR in space and "training.learning_rate" in space:
+        problems.add(f"tune: found both {FACTOR} and training.learning_rate; allowed: one of them")
+    problems.raise_if_any()
+    return space
+
+
+def default_space(strategy: Strategy, training: Mapping[str, Any]) -> Document:
+    """Return the default search space of a strategy: what all strategies share, and its `traits.search_space`.
+
+    Args:
+        training: the training settings of the user, which are not searched.
+    """
+    space: Document = {}
+    if strategy.traits.takes_steps:
+        space = {
+            FACTOR: {"low": 0.2, "high": 5.0, "log": True},
+            "training.epochs": ["auto", 5, 10],
+            "training.batch_size": [16, 32, 64],
+        }
+        if training.get("learning_rate", "auto") != "auto":
+            del space[FACTOR]
+    space |= strategy.traits.search_space
+    return {name: value for name, value in space.items() if name.removeprefix("training.") not in training}
+
+
+def examples(space: Space) -> list[tuple[str, Any]]:
+    """Return every choice, and both ends of every range, to check them before the first run."""
+    return [
+        (name, value)
+        for name, spec in space.items()
+        if name != FACTOR
+        for value in (spec if isinstance(spec, list) else [spec.low, spec.high])
+    ]
+
+
+def suggest(trial: Any, space: Space) -> dict[str, Any]:
+    """Return the values of an `optuna.Trial`. Values that it has already are not drawn again."""
+    values = {}
+    for name, spec in space.items():
+        if isinstance(spec, list):
+            values[name] = trial.suggest_categorical(name, spec)
+        else:
+            is_whole = isinstance(spec.low, int) and isinstance(spec.high, int)
+            draw = trial.suggest_int if is_whole else trial.suggest_float
+            values[name] = draw(name, spec.low, spec.high, log=spec.log)
+    return values

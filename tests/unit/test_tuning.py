@@ -1,0 +1,139 @@
+"""The hyperparameter search: search spaces, trials, pruning, resumption and the final comparison."""
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from nlp_transfer import tune
+from nlp_transfer.experiments import hyperparameter_search
+from nlp_transfer.experiments.experiment import Experiment
+from nlp_transfer.experiments.hyperparameter_search import Pruning
+from nlp_transfer.experiments.plan import make_plan
+from nlp_transfer.experiments.runs import Outcome, Pruned
+from nlp_transfer.experiments.search_space import default_space, read_space
+from nlp_transfer.settings import registry
+from nlp_transfer.strategies import strategy_from
+from tests.builders import Killed, document, refused
+
+SPACE = {"training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "training.batch_size": [8, 16]}
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("strategy") if name not in ("multitask", "peft", "distill")])
+def test_every_default_space_is_valid(name: str) -> None:
+    space = default_space(strategy_from({"name": name}), {"batch_size": 8})
+    assert "training.batch_size" not in space, "what the user sets is not searched"
+    if space:
+        assert set(read_space(space)) == set(space)
+
+
+def test_bad_spaces_are_refused() -> None:
+    with refused("tune: 4 problems", "epochs", "low below high", "training.warmup", "a list of values"):
+        ranges = {"training.learning_rate": {"low": 1, "high": 0}, "training.weight_decay": {"low": 0, "high": 1, "log": True}}
+        read_space({"epochs": [1, 2], **ranges, "training.warmup": 3})
+    with refused("tune: found {}"):
+        read_space({})
+
+
+class FakeExperiment:
+    """Executes a run by computing its metric from its settings; ends, as if killed, in the run with the number `last`."""
+
+    def __init__(self, folder: Path, last: int | None = None) -> None:
+        self.folder, self.last, self.metric, self.number, self.run = folder, last, "accuracy", 0, 0
+        self.server = SimpleNamespace(read=lambda *_, **__: None)
+        self.executed: list[str] = []
+
+    def execute(self, title: str, document: dict[str, Any], *_: Any, **__: Any) -> Outcome:
+        name = Path(document["output_dir"]).name
+        self.executed.append(name)
+        if len(self.executed) == self.last:
+            raise Killed
+        rate = document["training"].get("learning_rate", 1e-3)
+        assert document["data"]["test"] is None, "trials do not read the test file"
+        return Outcome(self.folder, {"metrics": {"validation": {"accuracy": 1 - abs(rate - 0.01)}}})
+
+
+def test_a_killed_search_is_resumed_without_loss(tmp_path: Path) -> None:
+    """The resumed search has the same trials as an undisturbed one."""
+    settings = document(model="m", data={"train": "a.csv", "test": "b.csv"}, training={"max_steps": None}, output_dir="run")
+    plan, _ = make_plan(settings, ["full"], [0], None, None, command="tune")
+
+    def search(folder: Path, last: int | None = None) -> Any:
+        folder.mkdir(exist_ok=True)
+        experiment: Any = FakeExperiment(folder, last)
+        storage = f"sqlite:///{folder / 'study.db'}"
+        study = optuna.create_study(storage=storage, study_name="tune", load_if_exists=True, direction="maximize")
+        try:
+            hyperparameter_search._run_trials(study, 14, read_space(SPACE), plan, experiment)
+        except Killed:
+            assert last is not None
+        return experiment.executed, [(trial.number, trial.state.name, trial.value, trial.params) for trial in study.trials]
+
+    executed, undisturbed = search(tmp_path / "once")
+    assert len(undisturbed) == 14
+    assert undisturbed[0][3] == {}, "the first trial has the default settings"
+    assert len({str(trial[3]) for trial in undisturbed}) == 14
+    search(tmp_path / "killed", last=3)
+    search(tmp_path / "killed", last=6)
+    again, resumed = search(tmp_path / "killed")
+    assert resumed == undisturbed
+    assert again == executed[7:], "finished trials are not repeated, the killed one is"
+
+
+def test_bad_trials_are_pruned(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(storage=storage, study_name="tune", direction="maximize")
+    for _ in range(6):
+        trial = study.ask()
+        trial.report(0.8, 1)
+        study.tell(trial, 0.8)
+    trainer: Any = SimpleNamespace(position=SimpleNamespace(history=[{}]))
+    Pruning(storage, study.ask()._trial_id, "accuracy").on_evaluate(trainer, {"accuracy": 0.9})
+    with pytest.raises(Pruned):
+        Pruning(storage, study.ask()._trial_id, "accuracy").on_evaluate(trainer, {"accuracy": 0.5})
+
+
+@pytest.mark.process
+def test_the_best_settings_are_tested_once(
+    tiny: dict[str, Path], sentiment: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = document(
+        model=tiny["bert"], data={**sentiment, "validation_share": 0.2}, strategy="features", training={"max_steps": None},
+        output_dir=tmp_path / "run",
+    )  # fmt: skip
+    space = {"training.learning_rate": [1e-9, 3e-2], "training.epochs": [1, 4], "training.seed": [0]}
+    with refused("no test split"):
+        tune(document(model="m", data={"train": "a.csv", "validation_share": 0.2}, output_dir="run"))
+    del space["training.seed"]
+    execute, trials = Experiment.execute, []
+
+    def killed(self: Experiment, title: str, plan: dict[str, Any], *arguments: Any, **options: Any) -> Outcome:
+        trials.append(plan["output_dir"])
+        if len(trials) == 2:
+            raise Killed
+        return execute(self, title, plan, *arguments, **options)
+
+    monkeypatch.setattr(Experiment, "execute", killed)
+    with pytest.raises(Killed):
+        tune(settings, 4, [0, 1], space)
+    done = tune(settings, 4, [0, 1], space)
+    assert not done.failed
+    folder = done.output_dir
+    runs = {path.name for path in (folder / "runs").iterdir()}
+    assert {name for name in runs if name.startswith("trial-")} == {f"trial-{number:04}" for number in range(4)}
+    assert trials.count(trials[0]) == 1, "a finished trial is not repeated"
+    assert not (folder / "runs/trial-0001/predictions/test.parquet").exists()
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert best["training"].items() >= {name.removeprefix("training."): value for name, value in done.best.items()}.items()
+    assert done.rows[0].label == "defaults"
+    assert done.rows[0].seeds == [0, 1]
+    with (folder / "trials.csv").open() as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+    page = (folder / "tuning.html").read_text()
+    assert "<svg" in page
+    with refused("--output", "search.space"):
+        tune(settings, 4, [0, 1], {"training.epochs": [1]})
