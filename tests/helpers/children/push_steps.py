@@ -42,7 +42,10 @@ def train_and_push(folder: Path, hub: Hub, address: str) -> None:
     assert status(f"{address}/api/models/ann/reviews") == 401
     assert status(f"{address}/api/models/ann/reviews", BEA) == 404
     assert status(f"{address}/api/models/ann/reviews", ANN) == 200
-    assert set(repository.files()) == {
+    plots = {name for name in repository.files() if name.endswith(".png")}
+    assert {"plot_confusions.png", "plot_reliability.png"} <= plots
+    assert all(f"]({name})" in repository.files()["README.md"].decode() for name in plots)
+    assert set(repository.files()) - plots == {
         ".gitattributes", "README.md", "config.json", "model.safetensors", "nlp_transfer.json", "tokenizer.json",
         "tokenizer_config.json", "training/config.yaml", "training/result.json",
     }  # fmt: skip
