@@ -265,7 +265,7 @@ class MultiLabel(LabelTask):
     @property
     def scorer(self) -> LabelScorer:
         values = tuple(self.label_schema().values())
-        return LabelScorer(self.traits.best_metric, tuple(self.labels or ()), values, True, self.separator)
+        return LabelScorer(self.traits.best_metric, tuple(self.labels or ()), values, True, separator=self.separator)
 
     def columns(
         self, predictions: Arrays, references: np.ndarray | None = None, probabilities: bool = False, cells: bool = False

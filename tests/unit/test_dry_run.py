@@ -23,7 +23,7 @@ def test_a_dry_run_measures_and_leaves_nothing(plan: Any, tmp_path: Path) -> Non
     training = {"max_steps": 40, "trackers": ["tensorboard"], "callbacks": [callback]}
     settings = plan(training=training, output_dir=tmp_path / "new" / "run")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    shown = succeed("train", tmp_path / "run.yaml", "--dry-run")
+    _, shown = succeed("train", tmp_path / "run.yaml", "--dry-run")
     assert all(fact in shown for fact in ("for 40 steps", "GiB", "nothing was written"))
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
     estimate = dry_run(settings)
@@ -32,7 +32,7 @@ def test_a_dry_run_measures_and_leaves_nothing(plan: Any, tmp_path: Path) -> Non
     assert estimate.seconds == pytest.approx(40 * estimate.step_seconds)
     assert 0 < estimate.step_seconds < 10
     assert estimate.peak_memory_bytes > 2**26
-    quiet = succeed("train", tmp_path / "run.yaml", "--dry-run", "--quiet").splitlines()
+    quiet = succeed("train", tmp_path / "run.yaml", "--dry-run", "--quiet")[1].splitlines()
     assert len([line for line in quiet if not line.startswith("warning:")]) == 3
 
 
@@ -68,5 +68,5 @@ def test_checks_of_a_run_apply_and_an_unfinished_run_stays(plan: Any, train: Any
         train(training={"max_steps": 4, "checkpoint_every": 2})
     before = files(tmp_path / "run")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(plan(training={"max_steps": 4, "checkpoint_every": 2})))
-    assert "would resume" in succeed("train", tmp_path / "run.yaml", "--dry-run")
+    assert "would resume" in succeed("train", tmp_path / "run.yaml", "--dry-run")[1]
     assert files(tmp_path / "run") == before

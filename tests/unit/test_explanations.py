@@ -148,7 +148,7 @@ def test_changed_training_data_gives_no_neighbors(tiny: dict[str, Path], tmp_pat
 def test_the_command_writes_json_and_a_page(trained: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     text = "a good film <script>alert(1)</script>"
-    output = succeed("explain", trained, "--text", text, "--neighbors", "1", "--format", "json", "--output", page)
+    output, _ = succeed("explain", trained, "--text", text, "--neighbors", "1", "--format", "json", "--output", page)
     document = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     assert document["texts"] == {"text": text}
     assert document["deletion"].keys() >= {"top", "random", "draws"}
@@ -159,7 +159,7 @@ def test_the_command_writes_json_and_a_page(trained: Path, tmp_path: Path) -> No
 
 
 def test_the_terminal_shows_words_without_colors(trained: Path) -> None:
-    output = succeed("explain", trained, "--text", TEXT, "--neighbors", "0")
+    output, _ = succeed("explain", trained, "--text", TEXT, "--neighbors", "0")
     assert TEXT in output
     assert "\x1b" not in output
     assert "completeness" in output.lower()

@@ -19,7 +19,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.model
 def test_train_accepts_the_settings_as_they_are(tiny: dict[str, Path]) -> None:
     write(Path("reviews.csv"), [(i, *row) for i, row in enumerate(sentiment_rows(240))], ("id", "Review", "stars"))
-    shown = succeed("init", "reviews.csv", "--model", tiny["bert"], "--training.max_steps", 2, "--task.max_length", 16)
+    _, shown = succeed("init", "reviews.csv", "--model", tiny["bert"], "--training.max_steps", 2, "--task.max_length", 16)
     assert "nlp-transfer train reviews.yaml" in shown
     document = read_document("reviews.yaml")
     assert document["task"] == {"name": "text_classification", "text": "Review", "label": "stars", "max_length": 16}

@@ -189,7 +189,7 @@ def finished(train: Callable[..., Any], tmp_path: Path) -> Any:
 
 def test_report_shows_slices_and_escapes_texts(finished: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    output = succeed("report", finished.output_dir, "--slice", "kind", "--slice", "reference", "--output", path)
+    _, output = succeed("report", finished.output_dir, "--slice", "kind", "--slice", "reference", "--output", path)
     page = check_page(path)
     assert {"metrics", "data", "curves", "classes", "errors", "slices", "calibration", "cost", "settings"} <= set(page.ids)
     assert "accuracy by kind" in page.text
