@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from nlp_transfer.inference.predictor import PRECISION
 from nlp_transfer.models.device import device_type
 from nlp_transfer.report.model_card import write_card
-from nlp_transfer.report.run_records import RunRecords
 from nlp_transfer.run.data_facts import data_facts
 from nlp_transfer.run.final_model import save_job
 from nlp_transfer.run.final_scores import score_splits
@@ -125,6 +124,7 @@ def finish_run(run: Run, folder: RunFolder, with_plots: bool = True) -> None:
 def show_report(folder: Path) -> None:
     """Write `report.html` of a finished run, and print its short form. A problem is printed, since the run is finished."""
     try:
+        from nlp_transfer.report.run_records import RunRecords
         from nlp_transfer.report.run_report import write_report
         from nlp_transfer.report.short_form import show_errors
 
@@ -140,6 +140,7 @@ def _card_plots(run: Run, folder: RunFolder) -> list[tuple[str, str]]:
     """Write the plots of the model card, and return their descriptions and file names. A problem is printed."""
     try:
         from nlp_transfer.report.card_plots import write_card_plots
+        from nlp_transfer.report.run_records import RunRecords
 
         return write_card_plots(folder.path / "model", RunRecords.read(folder.path, run.result))
     except Exception as error:

@@ -139,7 +139,7 @@ def test_files_without_probabilities_are_errors(tmp_path: Path) -> None:
 @pytest.mark.model
 def test_the_command_reads_a_run(train: Callable[..., Any], sentiment: dict[str, Path], tmp_path: Path) -> None:
     run = train(data={"train": sentiment["train"], "validation_share": 0.3}, training={"max_steps": 2})
-    output = "".join(succeed("label-errors", run.output_dir, "--output", tmp_path / "list.jsonl")
+    output, _ = succeed("label-errors", run.output_dir, "--output", tmp_path / "list.jsonl")
     counts = json.loads(output.splitlines()[-1])
     assert counts["rows"] == len(read_table(run.output_dir / "predictions/validation.parquet"))
     if counts["label_errors"]:

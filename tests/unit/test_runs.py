@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nlp_transfer.run.overview import find_runs
-from tests.builders import command, stopped_at, succeed
+from tests.builders import command, printed, stopped_at, succeed
 
 pytestmark = pytest.mark.model
 
