@@ -294,7 +294,7 @@ def test_every_setting_of_a_strategy_is_documented(name: str) -> None:
 
 def test_every_document_is_linked_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(readme.splitlines()) <= 195
+    assert len(readme.splitlines()) <= 220
     assert [path.name for path in (ROOT / "docs").glob("*.md") if f"(docs/{path.name})" not in readme] == []
 
 
