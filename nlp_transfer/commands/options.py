@@ -150,7 +150,7 @@ def _with_all(parameters: Sequence[Callable[..., Any]], command: Callable[..., A
 
 GROUPS = {
     "First steps": ("init", "train", "evaluate", "predict", "translate"),
-    "Understand the results": ("report", "explain", "runs"),
+    "Understand the results": ("report", "explain", "label-errors", "runs"),
     "Find better settings": ("compare", "cross-validate", "tune"),
     "Use the model elsewhere": ("embed", "export", "serve", "push"),
 }

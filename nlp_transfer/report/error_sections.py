@@ -18,6 +18,7 @@ from nlp_transfer.evaluation.error_analysis import (
     slice_metric,
     worst_rows,
 )
+from nlp_transfer.evaluation.label_errors import find_label_errors
 from nlp_transfer.report.page_blocks import Block, Cell, Examples, Lines, Paragraph, Plot, Plots, Section, shortened, table
 from nlp_transfer.report.plots import to_svg
 from nlp_transfer.report.run_plots import class_bars, confusion_heat_map, histogram, reliability_diagram, scatter
@@ -39,7 +40,8 @@ def error_sections(run: RunRecords, columns: dict[str, Sequence[object]]) -> lis
         return []
     sections = [
         _classes(run, predictions), _confusions(run, predictions), _numbers(run, predictions), _texts(run, predictions),
-        _errors(run, predictions), _slices(run, predictions, columns), _calibration(run, predictions),
+        _errors(run, predictions), _label_errors(run, predictions), _slices(run, predictions, columns),
+        _calibration(run, predictions),
     ]  # fmt: skip
     return [section for section in sections if section is not None and section.blocks]
 
@@ -133,6 +135,30 @@ def _errors(run: RunRecords, predictions: Predictions) -> Section | None:
     ]
     title = "Most confident mistakes" if form == "labels" else "Largest errors"
     return Section("errors", title, [table(head, cells, f"{predictions.split}, worst first")])
+
+
+def _label_errors(run: RunRecords, predictions: Predictions) -> Section | None:
+    """List rows of the split whose label is probably wrong. The model was not trained on them."""
+    scored = predictions.scored
+    scores, given = scored.predictions.get("scores"), scored.references.get(run.scorer.reference)
+    if scores is None or given is None or given.ndim != 1 or scores.shape[-1] < 2:
+        return None
+    errors = find_label_errors(scores, given)
+    head = ["row", *run.task.inputs, "given label", "suggested label", "probability of the given label"]
+    cells = [
+        [
+            _origin(predictions, int(row)),
+            *(Cell(shortened(text), is_long=True) for text in run.inputs(int(row))),
+            *(Cell(shortened(str(run.scorer.labels[label])), is_long=True) for label in (given[row], suggested)),
+            number(float(scores[row, given[row]])),
+        ]
+        for row, suggested in zip(errors.rows[:MOST_ERRORS], errors.suggested, strict=False)
+    ]
+    found = (
+        f"{len(errors.rows):,} of {len(given):,} rows of {predictions.split} have a label that is probably wrong, or are hard "
+        f"(confident learning). To check the training rows: nlp-transfer cross-validate, then label-errors."
+    )
+    return Section("label-errors", "Likely label errors", [Paragraph(text=found), *([table(head, cells)] if cells else [])])
 
 
 def _origin(predictions: Predictions, row: int) -> str:
