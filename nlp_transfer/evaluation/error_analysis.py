@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nlp_transfer.evaluation.intervals import Estimate, estimate
+from nlp_transfer.evaluation.metrics.calibration_metrics import calibration_error, reliability
 from nlp_transfer.evaluation.metrics.scorer import Scorer
 from nlp_transfer.evaluation.resampling import FEW_RESAMPLES, ResampledMetric, ScoredSplit, resample_rows
 
-BINS = 15  # of a reliability diagram (Guo et al. 2017)
 QUANTILES = 5
 MAX_SLICES = 20  # rarer values of a column are one slice
 SLOW_CELLS = 10_000  # rows x labels up to which metrics that are not functions of sums get intervals
@@ -137,12 +137,10 @@ def calibrate(scorer: Scorer, split: ScoredSplit) -> Calibration | None:
     if (known := scorer.confidences(split.predictions, split.references)) is None:
         return None
     confidence, correct, brier = known
-    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    used = counts > 0
-    means, shares = (np.bincount(bins, values, BINS)[used] / counts[used] for values in (confidence, correct))
-    ece = float(counts[used] @ np.abs(means - shares) / len(bins))
-    return Calibration(means, shares, counts[used], np.flatnonzero(used) / BINS, ece, brier)
+    bins = reliability(confidence, correct)
+    used = bins.size > 0
+    ece = calibration_error(confidence, correct)
+    return Calibration(bins.confidence[used], bins.accuracy[used], bins.size[used], bins.low[used], ece, brier)
 
 
 def metric_intervals(scorer: Scorer, split: ScoredSplit, metrics: Sequence[str]) -> dict[str, Estimate]:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from nlp_transfer.evaluation.error_analysis import BINS, Calibration
+from nlp_transfer.evaluation.error_analysis import Calibration
+from nlp_transfer.evaluation.metrics.calibration_metrics import BINS
 from nlp_transfer.report.plots import COLORS, DASHES, EDGE, MUTED
 from nlp_transfer.report.rendering import one_line
 

@@ -148,15 +148,14 @@ class LabelScorer(Scorer):
     def confidences(self, predictions: Arrays, references: Arrays) -> tuple[np.ndarray, np.ndarray, float | None] | None:
         """Return the probabilities of the predicted labels, or, with several labels per row, of all labels.
 
-        The Brier score is summed over the labels (Brier 1950), or, with several labels per row, averaged over them.
+        The third value is the Brier score, if the probabilities of all labels are known.
         """
         predicted, true, scores = predictions["prediction"], references[self.reference], predictions.get("scores")
-        if self.multilabel:
-            return None if scores is None else (scores.ravel(), true.ravel(), float(np.mean((scores - true) ** 2)))
-        if "confidence" not in predictions:
+        if scores is not None:
+            return *confidences(scores, true), float(brier_terms(scores, true).mean())
+        if self.multilabel or "confidence" not in predictions:
             return None
-        brier = None if scores is None else float(np.mean(((scores - np.eye(len(self.labels))[true]) ** 2).sum(1)))
-        return predictions["confidence"], predicted == true, brier
+        return predictions["confidence"], (predicted == true).astype(float), None
 
     def _label_counts(self, predicted: np.ndarray, true: np.ndarray) -> Any:
         """Return a sparse 0/1 matrix of shape (rows, 3 x labels): whether a label is correctly predicted, predicted, and true."""
