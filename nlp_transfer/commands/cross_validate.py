@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from nlp_transfer.commands.options import CODE, OVERRIDES, CompareHelp
+from nlp_transfer.commands.options import CODE, HELP_ALL, OVERRIDES, CompareHelp
 from nlp_transfer.commands.run_settings import merged, run_document
 
 
@@ -25,6 +25,7 @@ from nlp_transfer.commands.run_settings import merged, run_document
 @click.option("--keep-models", is_flag=True, help="Keep the model of each run, not only its predictions.")
 @click.option("--verbose", is_flag=True, help="Show the output of each run.")
 @CODE
+@HELP_ALL
 @click.pass_context
 def command(
     ctx: click.Context, file: str, folds: int, repeats: int, group: str | None, strategies: tuple[str, ...],

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nlp_transfer.commands.options import CODE, OVERRIDES, CompareHelp
+from nlp_transfer.commands.options import CODE, HELP_ALL, OVERRIDES, CompareHelp
 from nlp_transfer.commands.run_settings import run_document
 
 
@@ -29,6 +29,7 @@ from nlp_transfer.commands.run_settings import run_document
 @click.option("--output", type=click.Path(path_type=Path), help="Output folder.  [default: output_dir of FILE plus -tuning]")
 @click.option("--verbose", is_flag=True, help="Show the output of each run.")
 @CODE
+@HELP_ALL
 @click.pass_context
 def command(
     ctx: click.Context, file: str, trials: int, seeds: tuple[str, ...], space: str | None, output: Path | None, verbose: bool

@@ -62,7 +62,7 @@ def test_strategies_with_few_or_no_steps(strategy: str, plan: Any, tmp_path: Pat
 
 def test_checks_of_a_run_apply_and_an_unfinished_run_stays(plan: Any, train: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(plan(task={"label": "nope"})))
-    status, shown = command("train", tmp_path / "bad.yaml", "--dry-run")
+    status, _, shown = command("train", tmp_path / "bad.yaml", "--dry-run")
     assert (status, "nope" in shown) == (2, True)
     with stopped_at(1):
         train(training={"max_steps": 4, "checkpoint_every": 2})

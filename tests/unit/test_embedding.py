@@ -92,7 +92,7 @@ def test_pairs_are_embedded_together(tiny: dict[str, Path], tmp_path: Path) -> N
 )
 def test_bad_files_are_refused(tiny: dict[str, Path], tmp_path: Path, content: Any, output: str, fact: str) -> None:
     path = write(tmp_path / "in.csv", content)
-    status, message = command("embed", tiny["bert"], "--input", path, "--output", tmp_path / output)
+    status, _, message = command("embed", tiny["bert"], "--input", path, "--output", tmp_path / output)
     assert status == 2
     assert fact in message
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.csv"]
@@ -100,6 +100,6 @@ def test_bad_files_are_refused(tiny: dict[str, Path], tmp_path: Path, content: A
 
 def test_a_column_vector_is_not_overwritten(tiny: dict[str, Path], tmp_path: Path) -> None:
     path = write(tmp_path / "in.csv", [("a", "1")], ("text", "vector"))
-    status, message = command("embed", tiny["bert"], "--input", path, "--output", tmp_path / "out.csv")
+    status, _, message = command("embed", tiny["bert"], "--input", path, "--output", tmp_path / "out.csv")
     assert status == 2
     assert "'vector'" in message

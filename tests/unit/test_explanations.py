@@ -139,7 +139,7 @@ def test_changed_training_data_gives_no_neighbors(tiny: dict[str, Path], tmp_pat
     data = write(tmp_path / "train.csv", sentiment_rows(40))
     folder = run(model=tiny["bert"], data={"train": data}, output_dir=tmp_path / "run").output_dir
     write(data, sentiment_rows(40, seed=1))
-    status, output = command("explain", folder, "--text", TEXT)
+    status, _, output = command("explain", folder, "--text", TEXT)
     assert status == 0
     assert str(data) in output
     assert "similar training rows are left out" in output

@@ -39,13 +39,13 @@ def test_an_existing_file_is_only_replaced_on_request() -> None:
     write(Path("a.csv"), sentiment_rows(8))
     Path("a.yaml").write_text("mine")
     for arguments, fact in ((["a.csv"], "--overwrite"), (["a.csv", "--output", "a.txt"], ".yaml"), (["none.csv"], "none.csv")):
-        status, shown = command("init", *arguments)
+        status, _, shown = command("init", *arguments)
         assert (status, fact in shown) == (2, True), shown
     assert Path("a.yaml").read_text() == "mine"
     assert not Path("none.yaml").exists()
     succeed("init", "a.csv", "--overwrite")
     assert read_document("a.yaml")["data"]["train"] == "a.csv"
-    status, _ = command("init", "a.csv", "--output", "b.yaml", "--training.epochs", "-1")
+    status, *_ = command("init", "a.csv", "--output", "b.yaml", "--training.epochs", "-1")
     assert (status, Path("b.yaml").exists()) == (2, False)
 
 
@@ -53,7 +53,7 @@ def test_separators_and_files_of_other_splits() -> None:
     rows = sentiment_rows(12)
     write(Path("train.csv"), "".join(f"{text};{label}\n" for text, label in [("text", "label"), *rows]))
     write(Path("test.csv"), "".join(f"{text};{label}\n" for text, label in [("text", "label"), *rows]))
-    status, shown = command("init", "train.csv", "--output", "x.yml")
+    status, _, shown = command("init", "train.csv", "--output", "x.yml")
     assert (status, "--data.delimiter semicolon" in shown) == (2, True)
     succeed("init", "train.csv", "--output", "x.yml", "--data.delimiter", "semicolon")
     data = read_document("x.yml")["data"]

@@ -101,10 +101,9 @@ def table(path: Path, repeats: int = 1, **columns: Any) -> Path:
 def test_the_command_prints_and_writes_the_list(repeats: int, tmp_path: Path) -> None:
     """The rows of several repeats are averaged; labels are numbers in the data."""
     source = table(tmp_path / "out_of_fold.parquet", repeats)
-    status, output = command("label-errors", source, "--rank-by", "normalized_margin")
-    assert status == 0, output
-    assert "text 3" in output
-    assert json.loads(output.splitlines()[-1])["rows"] == 60
+    output, shown = succeed("label-errors", source, "--rank-by", "normalized_margin")
+    assert "text 3" in shown
+    assert json.loads(output)["rows"] == 60
     rows = read_table(tmp_path / "label_errors.csv")
     assert sorted((row["text"], row["given_label"], row["suggested_label"]) for row in rows) == [
         ("text 3", "1", "0"), ("text 4", "0", "1"),
@@ -123,14 +122,14 @@ def test_the_command_prints_and_writes_the_list(repeats: int, tmp_path: Path) ->
     ],
 )
 def test_unsuitable_tables_are_errors(columns: dict[str, Any], facts: list[str], tmp_path: Path) -> None:
-    status, output = command("label-errors", table(tmp_path / "t.parquet", **columns))
+    status, _, output = command("label-errors", table(tmp_path / "t.parquet", **columns))
     assert status == 2
     assert all(fact in output for fact in facts), output
     assert not (tmp_path / "label_errors.csv").exists()
 
 
 def test_files_without_probabilities_are_errors(tmp_path: Path) -> None:
-    status, output = command("label-errors", write(tmp_path / "t.csv", [("a", "b")]))
+    status, _, output = command("label-errors", write(tmp_path / "t.csv", [("a", "b")]))
     assert (status, "reference" in output) == (2, True)
     for missing in (tmp_path, tmp_path / "none.parquet"):
         assert command("label-errors", missing)[0] == 2
