@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nlp_transfer.data.sources.rows import Rows
-from nlp_transfer.data.tokens import TokenTable
 from nlp_transfer.utils.errors import Problems, UserError, shorten
+
+if TYPE_CHECKING:  # loads torch, which processes that only write files do without
+    from nlp_transfer.data.tokens import TokenTable
 
 WEIGHT = "target_weight"  # the dense column of a token table
 
@@ -36,7 +38,7 @@ def without_zero_weights(train: Rows, column: str | None) -> Rows:
     return train if len(used) == len(train) else replace(train.select(used), skipped=train.skipped)
 
 
-def with_weights(table: TokenTable, rows: Rows, column: str) -> TokenTable:
+def with_weights(table: "TokenTable", rows: Rows, column: str) -> "TokenTable":
     """Return the table with the checked weights of its rows, float32 of shape (rows,), in the dense column `WEIGHT`."""
     weights = np.array([_weight(cell) for cell in rows.columns[column]], np.float32)
     return replace(table, dense=table.dense | {WEIGHT: weights})

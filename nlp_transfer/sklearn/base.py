@@ -23,6 +23,7 @@ from nlp_transfer.sklearn.model_bytes import read_files, temporary_folder, writt
 from nlp_transfer.sklearn.text_inputs import NAMES, as_columns, as_rows, read_texts
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import Arrays, Batch
+from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import Problems, UserError
 
 
@@ -96,7 +97,7 @@ class FineTunedEstimator(BaseEstimator):
             raise UserError(f"{path}: is not empty; allowed: a new folder")
         for name, content in self._files.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(content)
+            write_bytes(path / name, content)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_files")

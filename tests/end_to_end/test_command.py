@@ -43,7 +43,8 @@ def result_of(run: Path) -> dict[str, Any]:
 
 
 def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
-    assert {path.name for path in run.iterdir()} == {"model", "result.json", "config.yaml", "log.jsonl", "predictions"}
+    files = {"model", "result.json", "config.yaml", "log.jsonl", "predictions", "report.html", "data_facts.json"}
+    assert {path.name for path in run.iterdir()} == files
     result = result_of(run)
     assert result["task"]["name"] == "text_classification"
     assert result["strategy"] == {"name": "full", "head_scale": 10.0}

@@ -18,7 +18,7 @@ from tests.builders import document, sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
-FILES = "result.json config.yaml log.jsonl log.txt predictions.npz outcome.json strategy.json predictions".split()
+FILES = "result.json data_facts.json config.yaml log.jsonl log.txt predictions.npz outcome.json strategy.json predictions".split()
 BASE = [sys.executable, "-m", "nlp_transfer", "compare"]
 
 

@@ -102,8 +102,8 @@ def test_predicted_rows_may_be_bad(tiny: dict[str, Path], tmp_path: Path) -> Non
     assert [row["prediction"] is None for row in written] == [False, True, True]
     assert [bool(row["note"]) for row in written] == [False, True, True]
     source = write(tmp_path / "in.conll", "a\tO\nb\n\na\tO\n")
-    output = succeed("predict", tmp_path / "run", "--input", source, "--output", tmp_path / "lines.jsonl")
-    assert "line 2" in output
+    _, messages = succeed("predict", tmp_path / "run", "--input", source, "--output", tmp_path / "lines.jsonl")
+    assert "line 2" in messages
     assert [row["prediction"] is None for row in read_table(tmp_path / "lines.jsonl")] == [True, False]
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,10 +43,11 @@ def test_only_the_first_process_pushes(
     rank: str, done: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plan: Any
 ) -> None:
     module, calls = sys.modules[fine_tune.__module__], []
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(trackers=[]))
     monkeypatch.setattr(module, "check_push", lambda name: calls.append("check"))
     for stage in ("read", "encode", "build", "save", "score", "report"):
-        monkeypatch.setattr(module, stage, lambda run, *_: replace(run, predictions={}))
-    monkeypatch.setattr(module, "train", lambda run: calls.append("train") or run)
+        monkeypatch.setattr(module, stage, lambda run, *_: replace(run, predictions={}, trainer=trainer))
+    monkeypatch.setattr(module, "train", lambda run, *_: calls.append("train") or run)
     monkeypatch.setattr(module, "push_run", lambda folder, name: calls.append("push"))
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -334,7 +334,8 @@ def test_a_second_push_uploads_no_large_file_again(run: Path, hub: Hub, expected
     failure(run, "503")
     push(run, NAME)
     assert is_complete(hub, expected)
-    assert sum(call.startswith("PUT /upload") for call in hub.asked) == 1
+    large = [name for name in expected if name.endswith((".safetensors", ".png"))]
+    assert sum(call.startswith("PUT /upload") for call in hub.asked) == len(large)
 
 
 @pytest.mark.parametrize("call", ["create", "preupload", "batch", "upload", "verify", "commit", "tree"])

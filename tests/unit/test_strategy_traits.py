@@ -70,6 +70,7 @@ def test_every_trait_has_a_rule() -> None:
         "learning_rate": rate,
         "default_model": "m",
         "shortened_by": "s",
+        "search_space": {"training.epochs": [1, 2]},
     }
     for field in fields(StrategyTraits):
         value = different.get(field.name, frozenset("a") if field.name == "always_used" else not field.default)
