@@ -88,5 +88,5 @@ def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
         default_model=parts[0].default_model,
         head=next((part.head for part in parts if part.head is not None), None),
         learning_rate=rates[0] if rates else default_learning_rate,
-        search_space={name: values for part in reversed(parts) for name, values in part.search_space.items()},
+        search_space=parts[0].search_space if len(parts) == 1 else {},  # settings of a list have no dotted names
     )
