@@ -13,8 +13,9 @@ from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 PREFIX = "probability:"
-MADE = ("reference", "prediction", "probability", "fold", "repeat")
-"""Columns that runs and cross-validation add to the input columns, besides the probabilities and the origin of each row."""
+MADE = ("reference", "prediction", "probability")
+COPIES = ("strategy", "repeat")
+"""Columns of a cross-validation, which predicts each row once for each combination of their values; also `fold`."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class LabelPredictions:
 def read_label_predictions(source: Path) -> LabelPredictions:
     """Read the predictions for the validation split of a run, or a table of predictions, such as out-of-fold predictions.
 
-    The table has the columns `reference` and `probability:LABEL`. If it has several `repeat`s of a cross-validation, the
-    probabilities of each row are averaged.
+    The table has the columns `reference` and `probability:LABEL`. If a cross-validation predicted each row
+    with several strategies or in several repeats, the probabilities are averaged.
 
     Args:
         source: A run folder or a table.
@@ -92,9 +93,11 @@ def read_label_predictions(source: Path) -> LabelPredictions:
             "tasks with one label for each text"
         )
     problems.raise_if_any()
-    inputs = {name: cells for name, cells in columns.items() if name not in MADE and name not in names}
+    added = {*MADE, *names, *((*COPIES, "fold") if "fold" in columns else ())}
+    inputs = {name: cells for name, cells in columns.items() if name not in added}
     predictions = LabelPredictions(path, inputs, labels, given, probabilities)
-    return _averaged(predictions, columns["repeat"]) if len(set(columns.get("repeat", ()))) > 1 else predictions
+    copies = list(zip(*(columns[name] for name in COPIES if name in added & columns.keys()), strict=True))
+    return _averaged(predictions, copies) if len(set(copies)) > 1 else predictions
 
 
 def _averaged(table: LabelPredictions, repeats: list[Any]) -> LabelPredictions:

@@ -92,14 +92,16 @@ def table(path: Path, repeats: int = 1, **columns: Any) -> Path:
     for label, shares in (("0", [1 - p for p in chances]), ("1", chances)):
         content[f"probability:{label}"] = shares * repeats
     if repeats > 1:
-        content["repeat"] = [i // 60 for i in range(60 * repeats)]
+        content["repeat"] = [i // 60 % 2 for i in range(60 * repeats)]
+        content["strategy"] = ["lora" if i >= 120 else "full" for i in range(60 * repeats)]
+        content["fold"] = [i % 5 for i in range(60 * repeats)]
     pq.write_table(pa.table(content), path)
     return path
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_the_command_prints_and_writes_the_list(repeats: int, tmp_path: Path) -> None:
-    """The rows of several repeats are averaged; labels are numbers in the data."""
+    """The rows of several repeats and strategies are averaged; labels are numbers in the data."""
     source = table(tmp_path / "out_of_fold.parquet", repeats)
     output, shown = succeed("label-errors", source, "--rank-by", "normalized_margin")
     assert "text 3" in shown
