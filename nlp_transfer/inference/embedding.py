@@ -70,6 +70,10 @@ class Embedder:
         """
         check_texts(rows, self.columns, problems := Problems())
         problems.raise_if_any()
+        return self.tokenize(rows)
+
+    def tokenize(self, rows: Rows) -> TokenTable:
+        """Tokenize rows without checking their cells, which are texts."""
         padding = token_padding(self.tokenizer)
 
         def encode(cells: dict[str, list[Any]]) -> Features:

@@ -1,22 +1,20 @@
 """A transformer from texts to vectors."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from nlp_transfer.data.sources import find_model
-from nlp_transfer.data.tokens import Features, TokenTable, encode_rows, model_inputs, to_device, token_padding, tokenize
-from nlp_transfer.inference.batched_prediction import batches_of
-from nlp_transfer.kernels import accelerated
+from nlp_transfer.inference.embedding import Embedder
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.device import inference_device
-from nlp_transfer.models.heads import EncoderHeadConfig, pool
+from nlp_transfer.models.heads import EncoderHeadConfig
 from nlp_transfer.models.layers import width
 from nlp_transfer.sklearn.isolation import isolated
 from nlp_transfer.sklearn.model_bytes import read_files, temporary_folder, written_files
@@ -26,12 +24,6 @@ from nlp_transfer.tasks.common.task import DEFAULT_LENGTH
 from nlp_transfer.utils.errors import UserError
 
 POOLINGS = ("mean", "cls", "max")
-
-
-class _Encoder(NamedTuple):
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
 
 
 class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -71,8 +63,8 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._texts(X, reset=True)
         if self.pooling not in POOLINGS:
             raise UserError(f"pooling: found {self.pooling!r}; allowed: {', '.join(POOLINGS)}")
-        self._encoder: _Encoder | None = self._load(str(self.model))
-        self._n_features_out = width(self._encoder.model)
+        self._encoder: Embedder | None = self._load(str(self.model))
+        self._n_features_out = width(self._encoder.encoder)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -82,31 +74,15 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if self._encoder is None:
             with written_files(self._files) as folder:
                 self._encoder = self._load(str(folder))
-        model, tokenizer, limit = self._encoder
-
-        def encode(columns: dict[str, list[Any]]) -> Features:
-            padding = token_padding(tokenizer)
-            ids, truncated = tokenize(tokenizer, list(columns.values()), padding, limit)
-            return Features(ids, padding, truncated=truncated)
-
-        table = encode_rows(rows, encode)
-        vectors = np.empty((len(table), self._n_features_out), np.float32)
-        with isolated(self.verbose), torch.inference_mode(), accelerated(model):
-            for indices in batches_of(table, model.device, self.batch_size):
-                vectors[indices] = self._vectors(model, table, indices)
-        return vectors
+        embedder = replace(self._encoder, columns=list(rows.columns))
+        with isolated(self.verbose):
+            return embedder.vectors(embedder.tokenize(rows))
 
     def _texts(self, X: Any, reset: bool = False) -> np.ndarray:
         """Return the texts in `X`, an array of objects of shape (rows, columns)."""
         return read_texts(self, X, reset)
 
-    def _vectors(self, model: Any, table: TokenTable, indices: np.ndarray) -> np.ndarray:
-        batch = to_device(table.batch(indices), model.device)
-        states = model(**model_inputs(batch)).last_hidden_state
-        vectors = pool(states.float(), batch["attention_mask"], self.pooling)
-        return np.asarray((torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors).cpu().numpy())
-
-    def _load(self, source: str) -> _Encoder:
+    def _load(self, source: str) -> Embedder:
         with isolated(self.verbose):
             checkpoint = Checkpoint.open(find_model(source))
             if checkpoint.config.is_encoder_decoder:
@@ -120,7 +96,10 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         limit = checkpoint.max_length
         if self.max_length is not None and not 1 <= self.max_length <= limit:
             raise UserError(f"max_length: found {self.max_length}; allowed: None, or 1 to {limit}, the limit of {source}")
-        return _Encoder(model.eval().to(inference_device()), checkpoint.tokenizer, self.max_length or min(DEFAULT_LENGTH, limit))
+        length = self.max_length or min(DEFAULT_LENGTH, limit)
+        pooling: Any = self.pooling
+        encoder = model.eval().to(inference_device())
+        return Embedder(encoder, checkpoint.tokenizer, [], length, pooling, self.normalize, self.batch_size)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_encoder")
@@ -133,7 +112,7 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         with ExitStack() as stack:
             stack.enter_context(isolated(self.verbose))
             folder = stack.enter_context(temporary_folder())
-            encoder.model.save_pretrained(folder)
+            encoder.encoder.save_pretrained(folder)
             encoder.tokenizer.save_pretrained(folder)
             return state | {"_encoder": None, "_files": read_files(folder)}
 
