@@ -15,6 +15,7 @@ import yaml
 from nlp_transfer.evaluation.metrics.scorer import Scorer
 from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.saved_models.layout import DATA_FACTS, PREDICTIONS
+from nlp_transfer.saved_models.log_reader import read_log
 from nlp_transfer.security.file_locks import read_record
 from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.utils.console import say
@@ -72,7 +73,8 @@ class RunRecords:
             )
         result = _mapping(folder / "result.json", json.loads) if result is None else result
         settings, facts = _mapping(folder / "config.yaml", yaml.safe_load), _mapping(folder / DATA_FACTS, json.loads)
-        return cls(folder, result, settings, _log(folder / "log.jsonl"), facts)
+        log = folder / "log.jsonl"
+        return cls(folder, result, settings, read_log(log) if log.is_file() else [], facts)
 
     @property
     def name(self) -> str:
@@ -131,18 +133,3 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: found {type(content).__name__}; allowed: the file as the run wrote it")
     return content
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log that can be read."""
-    lines: list[dict[str, Any]] = []
-    if not path.is_file():
-        return lines
-    for text in read_record(path).decode("utf-8", "replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines

@@ -15,6 +15,7 @@ from typing import Any
 from nlp_transfer.data.sources.portable_paths import mapping
 from nlp_transfer.evaluation.metrics.scorer import LOWER_IS_BETTER
 from nlp_transfer.run.document import read_document
+from nlp_transfer.saved_models.log_reader import read_log
 from nlp_transfer.security.file_locks import read_record
 from nlp_transfer.utils.console import number
 from nlp_transfer.utils.errors import UserError, brief
@@ -105,7 +106,8 @@ def summarize(path: Path, below: Path, metric: str | None = None) -> RunSummary:
             if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
                 raise ValueError(f"{RESULT}: there are no `metrics` in it")
         _describe(run, config | {key: result[key] for key in ("task", "strategy", "model") if key in result})
-        lines = [] if run.status == "finished" else _log_lines(path / LOG)
+        has_log = run.status != "finished" and os.path.lexists(path / LOG)
+        lines = read_log(path / LOG) if has_log else []
         run.step = lines[-1].get("step") if lines else (0 if run.status == "unfinished" else None)
         evaluations = [line["validation"] for line in lines if isinstance(line.get("validation"), dict)]
         run.metrics = result.get("metrics", {}) or ({"validation": evaluations[-1]} if evaluations else {})
@@ -139,21 +141,6 @@ def _named(value: Any) -> str | None:
     parts = value if isinstance(value, list) else [value]
     names = [str(part.get("name") if isinstance(part, Mapping) else part) for part in parts if part is not None]
     return "+".join(names) or None
-
-
-def _log_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log. A last line that is incomplete, since the run was killed, is ignored."""
-    if not os.path.lexists(path):
-        return []
-    lines = []
-    for line in read_record(path).decode("utf-8", "replace").splitlines():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict) and isinstance(content.get("step"), int):
-            lines.append(content)
-    return lines
 
 
 def _choose_metric(run: RunSummary, name: Any, or_first: bool) -> None:
