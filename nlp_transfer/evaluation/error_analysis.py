@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nlp_transfer.evaluation.intervals import Estimate, estimate
-from nlp_transfer.evaluation.metrics.calibration_metrics import calibration_error, reliability
+from nlp_transfer.evaluation.metrics.calibration_metrics import Reliability, reliability
 from nlp_transfer.evaluation.metrics.scorer import Scorer
 from nlp_transfer.evaluation.resampling import FEW_RESAMPLES, ResampledMetric, ScoredSplit, resample_rows
 
@@ -76,27 +76,6 @@ class Slicing:
     slice_of: np.ndarray
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How well probabilities agree with the share of true predictions (Guo et al. 2017, 1706.04599).
-
-    Attributes:
-        confidence: Mean probability in each bin that is not empty, float64 of shape (bins,).
-        accuracy: Share of true predictions in each bin, float64 of shape (bins,).
-        counts: Number of predictions in each bin, int64 of shape (bins,).
-        edges: Lower end of each bin, float64 of shape (bins,).
-        ece: Expected calibration error: the mean of |accuracy - confidence| over predictions.
-        brier: Brier score. None: not all probabilities are known.
-    """
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    counts: np.ndarray
-    edges: np.ndarray
-    ece: float
-    brier: float | None
-
-
 def class_scores(scorer: Scorer, split: ScoredSplit) -> list[ClassScore]:
     """Return the scores of the classes that occur in references or predictions, worst F1 first. Empty without classes."""
     if (counted := scorer.class_counts(split.predictions, split.references)) is None:
@@ -132,15 +111,15 @@ def worst_rows(scorer: Scorer, split: ScoredSplit, most: int) -> tuple[np.ndarra
     return order, sizes[order]
 
 
-def calibrate(scorer: Scorer, split: ScoredSplit) -> Calibration | None:
-    """Group the probabilities of predictions into bins of equal width. None: the task has no probabilities."""
+def reliability_and_brier(scorer: Scorer, split: ScoredSplit) -> tuple[Reliability, float | None] | None:
+    """Return bins of the probabilities of predictions, and the Brier score, which is None if some probabilities are not known.
+
+    None instead of both: the task has no probabilities.
+    """
     if (known := scorer.confidences(split.predictions, split.references)) is None:
         return None
     confidence, correct, brier = known
-    bins = reliability(confidence, correct)
-    used = bins.size > 0
-    ece = calibration_error(confidence, correct)
-    return Calibration(bins.confidence[used], bins.accuracy[used], bins.size[used], bins.low[used], ece, brier)
+    return reliability(confidence, correct), brier
 
 
 def metric_intervals(scorer: Scorer, split: ScoredSplit, metrics: Sequence[str]) -> dict[str, Estimate]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from nlp_transfer.evaluation.error_analysis import calibrate, class_scores
+from nlp_transfer.evaluation.error_analysis import class_scores, reliability_and_brier
 from nlp_transfer.report.error_sections import BARS, HEAT_MAP_LABELS
 from nlp_transfer.report.plots import plot_style
 from nlp_transfer.report.run_plots import class_bars, confusion_heat_map, curves, reliability_diagram, scatter, to_png
@@ -47,6 +47,6 @@ def _figures(run: RunRecords) -> dict[str, tuple[str, Figure]]:
     if run.scorer.form == "numbers":
         true = scored.references[run.scorer.reference]
         figures["values"] = f"predicted and true values on {predictions.split}", scatter(true, scored.predictions["prediction"])
-    if (found := calibrate(run.scorer, scored)) is not None:
-        figures["reliability"] = f"reliability diagram on {predictions.split}", reliability_diagram(found)
+    if (found := reliability_and_brier(run.scorer, scored)) is not None:
+        figures["reliability"] = f"reliability diagram on {predictions.split}", reliability_diagram(found[0])
     return figures

@@ -8,17 +8,17 @@ import numpy as np
 
 from nlp_transfer.evaluation.error_analysis import (
     MAX_SLICES,
-    Calibration,
     Slice,
-    calibrate,
     class_scores,
     column_slices,
     largest_confusions,
     quantile_slices,
+    reliability_and_brier,
     slice_metric,
     worst_rows,
 )
 from nlp_transfer.evaluation.label_errors import find_label_errors
+from nlp_transfer.evaluation.metrics.calibration_metrics import Reliability
 from nlp_transfer.report.page_blocks import Block, Cell, Examples, Lines, Paragraph, Plot, Plots, Section, shortened, table
 from nlp_transfer.report.plots import to_svg
 from nlp_transfer.report.run_plots import class_bars, confusion_heat_map, histogram, reliability_diagram, scatter
@@ -196,29 +196,29 @@ def _slice_table(run: RunRecords, metric: str, name: str, slices: list[Slice]) -
 
 
 def _calibration(run: RunRecords, predictions: Predictions) -> Section | None:
-    found = calibrate(run.scorer, predictions.scored)
+    found = reliability_and_brier(run.scorer, predictions.scored)
     if found is None:
         return None
-    plot = to_svg(reliability_diagram(found), f"reliability diagram, {run.name}")
+    plot = to_svg(reliability_diagram(found[0]), f"reliability diagram, {run.name}")
     caption = "reliability diagram: bars on the dashed line are calibrated"
     return Section(
         "calibration", "Calibration of probabilities",
-        [Lines(lines=calibration_lines(found)), Plots(figures=[Plot(caption, plot)])],
+        [Lines(lines=calibration_lines(*found)), Plots(figures=[Plot(caption, plot)])],
     )  # fmt: skip
 
 
-def calibration_lines(found: Calibration) -> list[str]:
+def calibration_lines(bins: Reliability, brier: float | None) -> list[str]:
     """Return the calibration error and the Brier score with what they mean, and whether probabilities are too high or too low."""
-    gap = float(found.counts @ (found.confidence - found.accuracy) / found.counts.sum())
-    mean, share = (float(found.counts @ values / found.counts.sum()) for values in (found.confidence, found.accuracy))
+    mean, share = (float(bins.size @ values / bins.size.sum()) for values in (bins.confidence, bins.accuracy))
+    gap = mean - share
     kind = "too high" if gap > 0 else "too low"
     lines = [
-        f"expected calibration error (ECE) {number(found.ece)}: the mean distance between probability and share of true "
+        f"expected calibration error (ECE) {number(bins.error)}: the mean distance between probability and share of true "
         f"predictions, in bins of equal width",
         f"on average, the probability is {number(mean)} and the share of true predictions {number(share)}: "
         f"probabilities are {number(abs(gap))} {kind}",
     ]
-    return lines + ([f"Brier score {number(found.brier)} (0 is best)"] if found.brier is not None else [])
+    return lines + ([f"Brier score {number(brier)} (0 is best)"] if brier is not None else [])
 
 
 def _numbers(run: RunRecords, predictions: Predictions) -> Section | None:

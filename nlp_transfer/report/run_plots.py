@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from nlp_transfer.evaluation.error_analysis import Calibration
-from nlp_transfer.evaluation.metrics.calibration_metrics import BINS
+from nlp_transfer.evaluation.metrics.calibration_metrics import BINS, Reliability
 from nlp_transfer.report.plots import COLORS, DASHES, EDGE, MUTED
 from nlp_transfer.report.rendering import one_line
 
@@ -36,13 +35,13 @@ def curves(series: Series, y_title: str, x_title: str = "step", markers: bool = 
     return figure
 
 
-def reliability_diagram(calibration: Calibration) -> Figure:
+def reliability_diagram(bins: Reliability) -> Figure:
     """Draw the share of true predictions against their probability, and how many predictions each bin has."""
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (3, 3)), linewidth=0.8)
     width = 1 / BINS
-    gaps = zip(calibration.edges, calibration.confidence, calibration.accuracy, calibration.counts, strict=True)
+    gaps = zip(bins.low, bins.confidence, bins.accuracy, bins.size, strict=True)
     for edge, confidence, accuracy, count in gaps:
         gid = f"tooltip:{count} predictions: mean probability {confidence:.3f}, share of true ones {accuracy:.3f}"
         axes.bar(edge, accuracy, width * 0.92, align="edge", color=COLORS[0], alpha=0.75, gid=gid)

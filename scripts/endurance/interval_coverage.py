@@ -1,6 +1,6 @@
 """Measure the coverage of 95 % intervals, and how often the paired test of `compare` finds a difference where there is none.
 
-    python scripts/endurance/interval_coverage.py [--simulations 1000]
+    python scripts/endurance/interval_coverage.py [--simulations 1000] [--part coverage | alarms]
 
 Each simulation draws rows and predictions, computes the interval of the metric, and checks whether it contains the value in the
 population. Predictions depend on the row, on the seed of the run, and on both; a situation names the shares of these three in
@@ -8,8 +8,8 @@ the variance of the mean over seeds. With one seed, only rows vary. For metrics 
 the given range in each simulation, since the coverage of a single value jumps with the number of errors that are possible. In
 paired tests, both strategies have the same population value.
 
-Exit status 0 if every coverage is from 93 to 97 % and every rate of false alarms from 4 to 6 %, give or take the sampling error
-of the simulations (two standard errors).
+Exit status 0 if every coverage is from 93 to 97 % and every rate of false alarms from 4 to 6 % (from 3 to 6 % with two seeds, see
+`nlp_transfer.evaluation.critical_values`), give or take the sampling error of the simulations (two standard errors).
 """
 
 import argparse
@@ -124,8 +124,9 @@ MIXES = [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.0, 0.5), (0.0, 0.8, 0.2), (0.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=1000)
-    simulations = parser.parse_args().simulations
-    failed = False
+    parser.add_argument("--part", choices=["coverage", "alarms"])
+    arguments = parser.parse_args()
+    simulations, failed = arguments.simulations, False
 
     def report(
         kind: str, low: float, high: float, mix: object, seeds: int, situation: tuple[str, Scorer, str, int, Draw]
@@ -140,32 +141,35 @@ def main() -> None:
             flush=True,
         )
 
-    for situation in (
-        classification("accuracy", (0.85, 0.85), 500),
-        classification("accuracy", (0.99, 0.99), 200),
-        classification("accuracy", (0.98, 1.0), 200),
-        classification("accuracy", (0.8, 0.8), 50),
-        classification("f1_macro", (0.85, 0.85), 500),
-        classification("f1_macro", (0.97, 1.0), 300),
-        classification("f1_macro", (0.8, 0.8), 100),
-        correlation("pearson", 0.8, 200),
-        correlation("pearson", 0.97, 200),
-        correlation("pearson", 0.9, 50),
-        correlation("rmse", 0.8, 200),
-    ):
-        report("coverage", 0.93, 0.97, "rows", 1, situation)
-    for seeds in (2, 3, 5):
-        for mix in MIXES:
-            report("coverage", 0.93, 0.97, mix, seeds, classification("accuracy", (0.85, 0.85), 200, seeds, mix))
-    report("coverage", 0.93, 0.97, MIXES[-1], 3, classification("f1_macro", (0.85, 0.85), 300, 3, MIXES[-1]))
-    report("coverage", 0.93, 0.97, MIXES[2], 3, correlation("pearson", 0.8, 200, 3, MIXES[2]))
-    for seeds in (2, 3, 5):
-        for mix in MIXES:
-            report("false alarm", 0.04, 0.06, mix, seeds, classification("accuracy", (0.85, 0.85), 200, seeds, mix, 2))
-    for seeds in (3, 5):
-        for mix in (MIXES[1], MIXES[-1]):
-            report("false alarm", 0.04, 0.06, mix, seeds, classification("f1_macro", (0.85, 0.85), 300, seeds, mix, 2))
-        report("false alarm", 0.04, 0.06, MIXES[2], seeds, correlation("pearson", 0.8, 200, seeds, MIXES[2], 2))
+    if arguments.part != "alarms":
+        for situation in (
+            classification("accuracy", (0.85, 0.85), 500),
+            classification("accuracy", (0.99, 0.99), 200),
+            classification("accuracy", (0.98, 1.0), 200),
+            classification("accuracy", (0.8, 0.8), 50),
+            classification("f1_macro", (0.85, 0.85), 500),
+            classification("f1_macro", (0.97, 1.0), 300),
+            classification("f1_macro", (0.8, 0.8), 100),
+            correlation("pearson", 0.8, 200),
+            correlation("pearson", 0.97, 200),
+            correlation("pearson", 0.9, 50),
+            correlation("rmse", 0.8, 200),
+        ):
+            report("coverage", 0.93, 0.97, "rows", 1, situation)
+        for seeds in (2, 3, 5):
+            for mix in MIXES:
+                report("coverage", 0.93, 0.97, mix, seeds, classification("accuracy", (0.85, 0.85), 200, seeds, mix))
+        report("coverage", 0.93, 0.97, MIXES[-1], 3, classification("f1_macro", (0.85, 0.85), 300, 3, MIXES[-1]))
+        report("coverage", 0.93, 0.97, MIXES[2], 3, correlation("pearson", 0.8, 200, 3, MIXES[2]))
+    if arguments.part != "coverage":
+        for seeds in (2, 3, 5):
+            least = 0.03 if seeds == 2 else 0.04
+            for mix in MIXES:
+                report("false alarm", least, 0.06, mix, seeds, classification("accuracy", (0.85, 0.85), 200, seeds, mix, 2))
+            for mix in (MIXES[1], MIXES[-1]):
+                report("false alarm", least, 0.06, mix, seeds, classification("f1_macro", (0.85, 0.85), 300, seeds, mix, 2))
+            for metric in ("pearson", "rmse"):
+                report("false alarm", least, 0.06, MIXES[2], seeds, correlation(metric, 0.8, 200, seeds, MIXES[2], 2))
     sys.exit(failed)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cleanlab.filter import find_label_issues
 
 from nlp_transfer.evaluation.label_errors import Method, RankBy, find_label_errors
 from tests.builders import command, read_table, succeed, write
@@ -33,12 +34,11 @@ CASES = [(500, 2, 0.05, 2), (800, 5, 0.1, 3), (3000, 40, 0.05, 5), (200, 30, 0.2
 @pytest.mark.parametrize(("rows", "classes", "flipped", "sharpness"), CASES)
 def test_the_list_is_cleanlabs(rows: int, classes: int, flipped: float, sharpness: float, method: Method) -> None:
     """Also with classes of one row or none, and with a model that is hardly better than chance."""
-    cleanlab = pytest.importorskip("cleanlab.filter")
     reported = 0
     for seed, rank_by in enumerate(get_args(RankBy) * 3):
         probabilities, labels, _ = noisy(rows, classes, flipped, sharpness, seed)
         with warnings.catch_warnings(action="ignore"):
-            expected = cleanlab.find_label_issues(
+            expected = find_label_issues(
                 labels, probabilities, filter_by=method, return_indices_ranked_by=rank_by, n_jobs=1
             )
         errors = find_label_errors(probabilities, labels, method, rank_by)

@@ -14,12 +14,12 @@ from nlp_transfer.evaluation.error_analysis import (
     EMPTY,
     MAX_SLICES,
     OTHER_VALUES,
-    calibrate,
     class_scores,
     column_slices,
     largest_confusions,
     metric_intervals,
     quantile_slices,
+    reliability_and_brier,
     slice_metric,
     worst_rows,
 )
@@ -104,13 +104,14 @@ def test_mcc_from_sums_agrees_with_sklearn(split: ScoredSplit) -> None:
 
 
 def test_calibration_agrees_with_its_definition(split: ScoredSplit) -> None:
-    found = calibrate(SCORER, split)
+    found = reliability_and_brier(SCORER, split)
     assert found is not None
+    reliability, brier = found
     confidence, true = split.predictions["confidence"], split.references["labels"]
     correct = split.predictions["prediction"] == true
     bins = [(confidence >= low) & (confidence < low + 1 / 15) for low in np.arange(15) / 15]
-    assert found.ece == pytest.approx(sum(abs(correct[rows].sum() - confidence[rows].sum()) for rows in bins) / 200)
-    assert found.brier == pytest.approx(brier_score_loss(true, split.predictions["scores"], scale_by_half=False))
+    assert reliability.error == pytest.approx(sum(abs(correct[rows].sum() - confidence[rows].sum()) for rows in bins) / 200)
+    assert brier == pytest.approx(brier_score_loss(true, split.predictions["scores"], scale_by_half=False))
 
 
 def test_worst_rows_are_confident_mistakes(split: ScoredSplit) -> None:

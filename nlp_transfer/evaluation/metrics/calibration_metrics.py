@@ -24,7 +24,7 @@ TEMPERATURES = 0.02, 50.0  # limits of a fitted temperature
 
 
 class Reliability(NamedTuple):
-    """The bins of a reliability diagram, arrays of shape (bins,). Empty bins have NaN as `confidence` and `accuracy`.
+    """The bins of a reliability diagram that are not empty, arrays of shape (bins,).
 
     Attributes:
         low, high: Limits of each bin; a bin includes its upper limit.
@@ -38,6 +38,11 @@ class Reliability(NamedTuple):
     size: NDArray[np.int64]
     confidence: Floats
     accuracy: Floats
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean of |accuracy - confidence| over bins, weighted by their size."""
+        return float(self.size @ np.abs(self.accuracy - self.confidence) / self.size.sum())
 
 
 class RiskCoverage(NamedTuple):
@@ -80,9 +85,10 @@ def reliability(confidence: Floats, correct: np.ndarray, bins: int = BINS, equal
     else:
         edges = np.linspace(0, 1, bins + 1)
     bin_of = bin_indices(confidence, edges)
-    sums = [np.bincount(bin_of, weights, len(edges) - 1) for weights in (None, confidence, np.asarray(correct, np.float64))]
-    with np.errstate(invalid="ignore"):
-        return Reliability(edges[:-1], edges[1:], sums[0].astype(np.int64), sums[1] / sums[0], sums[2] / sums[0])
+    size = np.bincount(bin_of, minlength=len(edges) - 1)
+    used = size > 0
+    sums = [np.bincount(bin_of, weights, len(size))[used] for weights in (confidence, np.asarray(correct, np.float64))]
+    return Reliability(edges[:-1][used], edges[1:][used], size[used], sums[0] / size[used], sums[1] / size[used])
 
 
 def bin_indices(confidence: Floats, edges: Floats) -> NDArray[np.int64]:
@@ -91,12 +97,11 @@ def bin_indices(confidence: Floats, edges: Floats) -> NDArray[np.int64]:
 
 
 def calibration_error(confidence: Floats, correct: np.ndarray, bins: int = BINS, equal_mass: bool = False) -> float:
-    """Compute the expected calibration error: the mean of |accuracy - confidence| over bins, weighted by their size.
+    """Compute the expected calibration error (`Reliability.error`).
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", 1706.04599. See `reliability` for the arguments.
     """
-    groups = reliability(confidence, correct, bins, equal_mass)
-    return float(np.nansum(groups.size * np.abs(groups.accuracy - groups.confidence)) / groups.size.sum())
+    return reliability(confidence, correct, bins, equal_mass).error
 
 
 def brier_terms(probabilities: Floats, references: np.ndarray) -> Floats:
