@@ -55,8 +55,8 @@ def notes(summary: Summary, seeds: Sequence[int], with_shots: bool) -> list[str]
         ]
         if len(seeds) == 2:
             lines.append(
-                "two seeds say little about the variance between seeds: the test finds a difference between equal strategies in 3 "
-                "to 6 % of the comparisons instead of 5 %, and needs a much larger one than with three (--seeds 0 1 2)"
+                "two seeds say little about the variance between seeds: the test finds a difference between equal strategies in "
+                "3 to 6 % of the comparisons instead of 5 %, and needs a much larger one than with three (--seeds 0 1 2)"
             )
     else:
         lines = [

@@ -4,8 +4,8 @@
 
 Each simulation draws a data set with two classes and cross-validates two logistic regressions, as `cross-validate` does: on the
 same stratified folds. Both have features of the same distribution, of which they share some, so by symmetry the same expected
-accuracy; every difference that is found is a false alarm. The interval of the mean accuracy is compared with the expected accuracy
-of models trained on as many rows as in a fold, measured on many other data sets.
+accuracy; every difference that is found is a false alarm. The interval of the mean accuracy should contain the expected accuracy
+of models that are trained on as many rows, measured on many other data sets.
 """
 
 import argparse

@@ -38,9 +38,7 @@ def test_the_list_is_cleanlabs(rows: int, classes: int, flipped: float, sharpnes
     for seed, rank_by in enumerate(get_args(RankBy) * 3):
         probabilities, labels, _ = noisy(rows, classes, flipped, sharpness, seed)
         with warnings.catch_warnings(action="ignore"):
-            expected = find_label_issues(
-                labels, probabilities, filter_by=method, return_indices_ranked_by=rank_by, n_jobs=1
-            )
+            expected = find_label_issues(labels, probabilities, filter_by=method, return_indices_ranked_by=rank_by, n_jobs=1)
         errors = find_label_errors(probabilities, labels, method, rank_by)
         assert errors.rows.tolist() == expected.tolist()
         assert (errors.suggested == probabilities.argmax(1)[errors.rows]).all()
