@@ -2,18 +2,18 @@
 
 Let `known` be the part that is known (over test rows, of which there are many), and `estimated` the other one (over seeds), with
 `freedom` degrees of freedom. If d is normal with mean 0, a test that rejects if d^2 > q (known + estimated) should have the same
-rate of false alarms for every ratio of the two true variances. This is the problem of Behrens and Fisher, with the limits q = z^2,
+rate of false alarms for every ratio of the two true variances. This is the problem of Behrens and Fisher, with limits q = z^2,
 the quantile of the normal distribution, if `known` prevails, and q = t^2, that of Student's t, if `estimated` does.
 
-As in Welch (1947) and Trickett and Welch (1954), q is a function of u = estimated / (known + estimated) that is found numerically:
+As in Welch (1947) and Trickett and Welch (1954), q is a function of u = estimated / (known + estimated), found numerically:
 
     q(u) = z^2 + (t^2 - z^2) u^2 (1 + (1 - u) (a + b u))
 
 starts like Welch's series, and a and b minimize the squared relative deviations of the rate from its nominal value over the
 ratios. At 5 %, the rate is 4.7 to 5.35 % with 2 degrees of freedom (three seeds), and 4.9 to 5.15 % with more.
 
-With one degree of freedom (two seeds), t^2 is 42 times z^2, and the estimate says little about the ratio. In numerical searches, a
-rate between 4 and 6 % for every ratio needed critical values that jump, or that fall as the estimate grows. With b = 0 they do
+With one degree of freedom (two seeds), t^2 is 42 times z^2, and the estimate says little about the ratio. In numerical searches,
+a rate between 4 and 6 % for every ratio needed critical values that jump, or that fall as the estimate grows. With b = 0 they do
 neither; the rate is then 5 % if one of the parts prevails, and between 2.95 % (at estimated / known = 0.3) and 6.05 % (at 16).
 """
 
@@ -24,8 +24,8 @@ import numpy as np
 
 RATIOS = np.geomspace(0.05, 200, 24)  # estimated / known, for which the rate of false alarms is computed
 PROBABILITIES = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95])
-"""The p for which a and b are fitted. Between these, they are interpolated. For smaller p, where a fit would not be stable, those of
-the smallest are used."""
+"""The p for which a and b are fitted. Between these, they are interpolated. For smaller p, where a fit would not be stable, those
+of the smallest are used."""
 
 
 def squared_critical_value(p: float, known: float, estimated: float, freedom: int) -> float:
