@@ -391,7 +391,7 @@ def test_translations_are_compared_by_bleu() -> None:
             assert value == pytest.approx(task.scorer.compute(drawn, references)[metric]), metric
 
 
-@pytest.mark.parametrize(("seed_effect", "noise"), [(0.0, 1.0), (0.4, 0.5)])
+@pytest.mark.parametrize(("seed_effect", "noise"), [(0.0, 1.0), (0.2, 1.0)])
 def test_lucky_seeds_are_not_significant(seed_effect: float, noise: float) -> None:
     generator = np.random.default_rng(4)
     alarms = []
