@@ -12,8 +12,8 @@ close to 5 % for every ratio of the two terms with three or more seeds, and betw
 For a bounded metric, the interval over rows is that of Wilson (1927): if 20 of 20 predictions are correct, all
 bootstrap replicates are equal, and the bootstrap interval would have width 0. For the same reason, the variance of a difference
 has an extra term, as if the two strategies differed on one more row (Agresti and Min 2005, "Simple improved confidence intervals
-for comparing matched proportions"). That row changes a metric between 0 and 1 completely if all seeds agree on it, and less if the
-seeds disagree as much as on the other rows; it changes other metrics by two standard deviations of the contribution of a row.
+for comparing matched proportions"). That row changes a metric between 0 and 1 completely, or less if the seeds disagree on rows,
+and other metrics by two standard deviations of the contribution of a row.
 
 The p-value of a difference is the p for which the interval of level 1 - p ends at 0. It requires at least two seeds, since a
 single seed gives no variance over seeds. In simulations, a test that considers only rows found a significant difference between
@@ -200,8 +200,10 @@ def _variance(values: np.ndarray, replicates: np.ndarray) -> Variance:
 
 
 def _shared_by_seeds(replicates: np.ndarray, variance: Variance) -> float:
-    """Return the variance over rows of the mean over seeds, divided by that of a single seed: 1 if the effect of a row is the same
-    for every seed, and 1 / seeds if it is independent for each. 1 if no row has an effect."""
+    """Return the variance over rows of the mean over seeds, divided by that of a single seed.
+
+    It is 1 if a row has the same effect with every seed, or no row has any, and 1 / seeds if the effects are independent.
+    """
     defined = _defined(replicates)
     single = float(np.var(defined, axis=1).mean()) if defined.size else 0.0
     return variance.rows / single if single > 0 else 1.0

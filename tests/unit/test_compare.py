@@ -275,6 +275,18 @@ def test_strategies_share_resamples() -> None:
     assert -0.03 < difference.estimate.low < 0 < difference.estimate.high < 0.03, "one row more may differ"
 
 
+def test_equal_seeds_give_the_interval_of_one_seed() -> None:
+    """With one row more that differs (Agresti and Min 2005)."""
+    first, second = np.random.default_rng(0).random((2, 400)) < 0.8
+    resampled = ResampledMetric(CLASSES.scorer, "accuracy", [classified(first)])
+    scores = [StrategyScores(resampled, dict.fromkeys(range(4), classified(right)), True) for right in (first, second)]
+    difference = compare_strategies(*scores)
+    assert difference is not None
+    variance = float(np.var(first * 1.0 - second)) / 400
+    half_width = (difference.estimate.high - difference.estimate.low) / 2
+    assert half_width == pytest.approx(1.96 * (variance + 402**-2) ** 0.5, rel=0.05), "the bootstrap has a sampling error"
+
+
 def test_no_difference_without_common_seeds() -> None:
     run = classified(np.ones(20, bool))
     resampled = ResampledMetric(CLASSES.scorer, "accuracy", [run])
