@@ -10,13 +10,10 @@ of models that are trained on as many rows, measured on many other data sets.
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as student
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -32,8 +29,30 @@ def draw(generator: np.random.Generator, rows: int, shared: int) -> tuple[list[n
     return [columns[:, :FEATURES], columns[:, -FEATURES:]], labels
 
 
-def accuracy(features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
-    return float(LogisticRegression().fit(features[train], labels[train]).score(features[test], labels[test]))
+def accuracy(features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> float:
+    """Fit a logistic regression to the rows that are not in `test` (bool), and return its accuracy on the others.
+
+    The weights are those of scikit-learn's `LogisticRegression` with its defaults, without the time that its checks take.
+    """
+    inputs = np.column_stack([features, np.ones(len(features))])
+    train, target = inputs[~test], labels[~test]
+    penalty = np.append(np.ones(FEATURES), 0.0)
+    weights = np.zeros(FEATURES + 1)
+    for _ in range(8):  # Newton's method
+        probability = 1 / (1 + np.exp(-train @ weights))
+        gradient = train.T @ (probability - target) + penalty * weights
+        curvature = (train * (probability * (1 - probability))[:, None]).T @ train + np.diag(penalty)
+        weights -= np.linalg.solve(curvature, gradient)
+    return float(((inputs[test] @ weights > 0) == labels[test]).mean())
+
+
+def draw_folds(generator: np.random.Generator, labels: np.ndarray, folds: int) -> np.ndarray:
+    """Return the fold of each row, int64, stratified by label."""
+    fold_of = np.zeros(len(labels), np.int64)
+    for label in (0, 1):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        fold_of[members] = np.arange(len(members)) % folds
+    return fold_of
 
 
 def main() -> None:
@@ -41,25 +60,21 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=1000)
     simulations = parser.parse_args().simulations
     print("rows  shared features  folds  false alarms  with an ordinary t-test  coverage of the interval")
-    for rows in (100, 400):
+    for rows in (100, 300):
         for folds, repeats in ((5, 1), (5, 2)):
             generator = np.random.default_rng(rows + folds + repeats)
             used = rows - rows // folds
             truths = []
             for _ in range(100):
                 (features, _), labels = draw(generator, used + 4000, 0)
-                truths.append(accuracy(features, labels, np.arange(used), np.arange(used, used + 4000)))
+                truths.append(accuracy(features, labels, np.arange(used + 4000) >= used))
             for shared in (0, 5):
                 found = np.zeros((simulations, 3))
                 for outcome in found:
                     both, labels = draw(generator, rows, shared)
-                    values = np.array([
-                        [accuracy(features, labels, *parts) for features in both]
-                        for repeat in range(repeats)
-                        for parts in StratifiedKFold(folds, shuffle=True, random_state=int(generator.integers(2**31))).split(
-                            both[0], labels
-                        )
-                    ])  # fmt: skip
+                    drawn = [draw_folds(generator, labels, folds) for _ in range(repeats)]
+                    tests = [fold_of == fold for fold_of in drawn for fold in range(folds)]
+                    values = np.array([[accuracy(features, labels, test) for features in both] for test in tests])
                     difference, mean = fold_mean(values[:, 0] - values[:, 1], folds), fold_mean(values[:, 0], folds, (0, 1))
                     assert difference is not None
                     assert mean is not None
@@ -77,5 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
     main()
