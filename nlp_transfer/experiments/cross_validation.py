@@ -204,6 +204,7 @@ def _notes(plan: Plan, rows: Sequence[SummaryRow]) -> list[str]:
     lines = [
         f"means over {plan.folds} folds{repeated}; sd: standard deviation over the folds",
         "95 % intervals and p with the variance of Nadeau and Bengio (2003), since the training rows of the folds overlap",
+        "this test is conservative: in simulations, equal strategies differed significantly in 1 to 2 % of the cases, not in 5 %",
         f"the prediction of each row is in {OUT_OF_FOLD}",
     ]
     return lines + [f"{row.label}: {row.note}" for row in rows if row.note]
