@@ -5,8 +5,8 @@ differences. Nadeau and Bengio (2003, "Inference for the Generalization Error") 
 by 1/n + (test rows / training rows). Bouckaert and Frank (2004) recommend this for repeated cross-validation as well.
 
 The correction assumes a correlation of 1 / folds between the metrics of two folds. Disjoint folds have a lower one, so the test
-is conservative (scripts/endurance/fold_tests.py). There is no unbiased estimate of the correlation (Bengio and Grandvalet 2004, "No
-unbiased estimator of the variance of k-fold cross-validation").
+is conservative (scripts/endurance/fold_tests.py). There is no unbiased estimate of the correlation (Bengio and Grandvalet
+2004, "No unbiased estimator of the variance of k-fold cross-validation").
 """
 
 from dataclasses import dataclass
