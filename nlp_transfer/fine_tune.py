@@ -1,4 +1,4 @@
-"""Fine-tuning from start to end: resolve, read, encode, build, train, save, score, report."""
+"""Fine-tuning from start to end: resolve, read, choose a strategy, encode, build, train, save, score, report."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +14,7 @@ from nlp_transfer.inference.translator import Translator
 from nlp_transfer.run.folder import Resume, RunFolder
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.run.stages import build, encode, read, report, save, score, train
+from nlp_transfer.run.strategy_choice import choose_strategy
 from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.launch_config import check_launch
 from nlp_transfer.settings.schema import RunConfig
@@ -92,6 +93,7 @@ def fine_tune(
         if push_to and is_main():
             check_push(push_to)
         run = read(run, allow_hub_metrics)
+        run = choose_strategy(run, folder)
         run = encode(run)
         run = build(run, folder)
         trackers.callback(finish_trackers, run.trainer.accelerator)

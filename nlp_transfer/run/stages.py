@@ -94,7 +94,9 @@ def build(run: Run, folder: RunFolder, dry: bool = False) -> Run:
             try_metrics(run.hub_metrics, run.user_metrics, task, tables[split], training, accelerator)
         job = replace(run.job, training=resolved.training, device=accelerator.device, precision=resolved.precision)
         check_saving(run.strategy, job, model, folder.path, accelerator)
+        data_started = time.monotonic()
         prepared = run.strategy.prepare_data(job, model)
+        data_seconds = time.monotonic() - data_started
         model = model if prepared.model is None else prepared.model
         if calibration is not None and prepared.model is not None:
             calibration.check(model, run.job.sample())
@@ -104,7 +106,7 @@ def build(run: Run, folder: RunFolder, dry: bool = False) -> Run:
         output_dir=None if dry else folder.path, objectives=prepared.objectives, user_metrics=run.user_metrics,
     )  # fmt: skip
     say(*summary_lines(trainer))
-    run = replace(run, job=job, trainer=trainer)
+    run = replace(run, job=job, trainer=trainer, data_seconds=data_seconds)
     run = replace(run, document=resolved_document(run), preparation_seconds=time.monotonic() - started)
     check_same_on_all(run.document)
     if run.is_main and not dry:

@@ -21,6 +21,19 @@ def default_learning_rate(model: nn.Module) -> float:
     return float(f"{min(5e-4, 5e-5 * (768 / width(model)) ** 2.5):.1e}")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The strategies that trials choose from.
+
+    Attributes:
+        candidates: Their documents, with name and settings.
+        seconds: Time allowed for the trials and the training with the chosen strategy.
+    """
+
+    candidates: Sequence[Mapping[str, Any]]
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class StrategyTraits:
     """Facts about a strategy. The defaults describe full fine-tuning.
@@ -45,6 +58,8 @@ class StrategyTraits:
         default_model: Default value of `model`: a small model that suits the strategy. None: `model` must be set.
         head: The head to use if `task.head` is null. None: the head of the model family.
         learning_rate: Function that returns the peak learning rate of a model, for `learning_rate: auto`.
+        choice: The strategies that this one stands for: before training, trials replace it by one of them. None: it trains
+        itself.
         search_space: Default search space of `tune` for settings of the strategy, by dotted name, and for training settings that
         should differ from those of other strategies: a list of values, or a range `{low, high, log}`.
     """
@@ -65,6 +80,7 @@ class StrategyTraits:
     default_model: str | None = "distilbert/distilbert-base-uncased"
     head: HeadConfig | None = None
     learning_rate: Callable[[nn.Module], float] = default_learning_rate
+    choice: Choice | None = None
     search_space: Mapping[str, Any] = field(default_factory=dict)
 
 
