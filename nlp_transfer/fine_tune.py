@@ -60,6 +60,7 @@ def fine_tune(
     metrics: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
     with_report: bool = True,
+    with_test: bool = True,
     **settings: Any,
 ) -> FineTuned:
     """Fine-tune a checkpoint on text; save and score the model in `output_dir`.
@@ -78,6 +79,7 @@ def fine_tune(
         callbacks: `Callback` objects that are called during training, after those of `training.callbacks`. They are not recorded
             in `config.yaml`.
         with_report: write `report.html` and the plots of the model card, and print the largest errors.
+        with_test: score the test split. If not, its rows are still not trained on.
 
     Raises:
         UserError: settings or data are invalid. The message lists all problems; nothing is written.
@@ -92,7 +94,7 @@ def fine_tune(
         folder.check()
         if push_to and is_main():
             check_push(push_to)
-        run = read(run, allow_hub_metrics)
+        run = read(run, allow_hub_metrics, with_test)
         run = choose_strategy(run, folder)
         run = encode(run)
         run = build(run, folder)

@@ -39,14 +39,20 @@ from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils.console import Level, number, percent, say, show_metrics
 
 
-def read(run: Run, allow_hub_metrics: bool = False) -> Run:
-    """Open the checkpoint, read and check the rows of every split, and fit the task to the training rows."""
+def read(run: Run, allow_hub_metrics: bool = False, with_test: bool = True) -> Run:
+    """Open the checkpoint, read and check the rows of every split, and fit the task to the training rows.
+
+    Args:
+        with_test: whether to keep the test split. Without it, its rows are still not trained on, but nothing is computed on them.
+    """
     training = run.config.training
     hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
     checkpoint = Checkpoint.open(find_model(run.config.model))
     needs_validation = run.strategy.traits.needs_validation or run.task.traits.calibration(run.task) is not None
     splits, task = read_splits(run.config.data, run.task, training, training.seed, needs_validation)
+    if not with_test:
+        splits.rows.pop("test", None)
     notes = [*(task.describe(splits.train).lines if len(splits.train) else ()), *splits.notes]
     say(*notes)
     resolved = run.with_validation_share(splits.validation_share)

@@ -62,6 +62,7 @@ class StrategyTraits:
         itself.
         search_space: Default search space of `tune` for settings of the strategy, by dotted name, and for training settings that
         should differ from those of other strategies: a list of values, or a range `{low, high, log}`.
+        classes_space: The part of the search space that only suits tasks whose rows have classes.
     """
 
     owns_parameters: bool = False
@@ -82,6 +83,7 @@ class StrategyTraits:
     learning_rate: Callable[[nn.Module], float] = default_learning_rate
     choice: Choice | None = None
     search_space: Mapping[str, Any] = field(default_factory=dict)
+    classes_space: Mapping[str, Any] = field(default_factory=dict)
 
 
 def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
@@ -105,4 +107,5 @@ def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
         head=next((part.head for part in parts if part.head is not None), None),
         learning_rate=rates[0] if rates else default_learning_rate,
         search_space=parts[0].search_space if len(parts) == 1 else {},  # settings of a list have no dotted names
+        classes_space=parts[0].classes_space if len(parts) == 1 else {},
     )
