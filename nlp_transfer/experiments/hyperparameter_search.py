@@ -185,7 +185,8 @@ def _check_values(space: Space, plan: Plan) -> None:
     document = plan.document(plan.all_runs()[0], Path("tuning"))
     for name, value in examples(space):
         try:
-            resolve(merge(document, [(name, value)])[0], shared=True)
+            # A setting may only have an effect together with another one of the space; `used` then checks its value.
+            resolve(merge(document, list(used({name: value}, document["strategy"]).items()))[0], shared=True)
         except UserError as error:
             problems.absorb(error)
     problems.raise_if_any()

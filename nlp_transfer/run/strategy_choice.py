@@ -179,11 +179,10 @@ def _choose(run: Run, possible: Mapping[str, Run], impossible: Sequence[Candidat
         reasons = "; ".join(f"{label}: {note}" for label, note in trials.notes.items())
         raise UserError(f"strategy.name: found auto; no candidate could be trained: {reasons}")
     final, best = trials.table(trials.left)
-    dropped, _ = trials.table(list(possible))
     rows = [
         replace(
             final.get(label)
-            or dropped.get(label)
+            or trials.dropped.get(label)
             or Candidate(label, possible[label].strategy.document(), trials.seconds(label)),
             note=trials.notes.get(label, ""),
         )

@@ -54,6 +54,7 @@ class Race:
         self.possible, self.folds, self.ends = possible, folds, time.monotonic() + allowed
         self.left = list(possible)
         self.notes: dict[str, str] = {}
+        self.dropped: dict[str, Candidate] = {}
         self.parts: dict[str, list[ScoredSplit]] = {label: [] for label in possible}
         self.durations: dict[str, list[float]] = {label: [] for label in possible}
         self.speeds: dict[str, Speed] = {}
@@ -129,7 +130,8 @@ class Race:
                 say(f"trial of {label}, fold {fold + 1}: {self.metric} {number(value)}, {duration(seconds)}")
             for label, row in self.table(self.left)[0].items():
                 if row.p is not None and row.p < SIGNIFICANT and len(self.left) > 1:
-                    self.drop(label, f"dropped after {len(self.parts[label])} of the folds")
+                    self.drop(label, f"measurably worse after fold {fold + 1}")
+                    self.dropped[label] = row
         return FOLDS
 
     def table(self, labels: Sequence[str]) -> tuple[dict[str, Candidate], str]:
