@@ -157,7 +157,7 @@ class Race:
             if to_best is not None:
                 each = to_best.estimate
                 facts |= {"difference": each.value, "difference_low": each.low, "difference_high": each.high}
-            finite = {name: float(value) for name, value in facts.items() if np.isfinite(value)}
+            finite: dict[str, Any] = {name: float(value) for name, value in facts.items() if np.isfinite(value)}
             p = None if to_best is None else to_best.p
             rows[label] = Candidate(label, self.possible[label].strategy.document(), self.seconds(label), p=p, **finite)
         return rows, best

@@ -14,6 +14,7 @@ from nlp_transfer.run import strategy_choice, strategy_race
 from nlp_transfer.run.strategy_choice import label_of
 from nlp_transfer.run.strategy_race import Candidate, decide
 from nlp_transfer.run.strategy_trials import Speed
+from nlp_transfer.sklearn import TextClassifier
 from tests.builders import command, refused, sentiment_rows, stopped_at, succeed, write
 
 pytestmark = pytest.mark.model
@@ -125,6 +126,15 @@ def test_a_dry_run_estimates_the_candidates(plan: Any, tmp_path: Path) -> None:
     assert "nothing was written" in shown
     assert not (tmp_path / "run").exists()
     assert command("train", tmp_path / "run.yaml", "--strategy.name", "auto", "--strategy.minutes", "-1")[0] != 0
+
+
+def test_an_estimator_chooses(tiny: dict[str, Path]) -> None:
+    texts, labels = zip(*sentiment_rows(40), strict=True)
+    strategy = {"name": "auto", "candidates": ["few_shot", "features"]}
+    model = TextClassifier(str(tiny["bert"]), strategy, settings={"training.max_steps": 2})
+    weighted = model.fit(list(texts), list(labels), sample_weight=[1.0] * 40)
+    assert weighted.result_["strategy"]["name"] == "features", "few_shot does not use weights"
+    assert weighted.predict(["a good town"]).shape == (1,)
 
 
 def test_speed_follows_rows_and_epochs() -> None:

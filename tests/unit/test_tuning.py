@@ -35,6 +35,13 @@ def test_every_default_space_is_valid(name: str) -> None:
         assert set(read_space(space)) == set(space)
 
 
+@pytest.mark.parametrize("name", ["full", "features", "lora", "few_shot", "partial", "bitfit", "layerwise_lr", "l2_sp"])
+def test_every_value_of_a_default_space_is_allowed(name: str) -> None:
+    settings = document(model="m", data={"train": "a.csv", "test": "b.csv"}, training={"max_steps": None}, output_dir="run")
+    plan, runs = make_plan(settings, [name], [0], None, None, command="tune")
+    hyperparameter_search._check_values(read_space(default_space(runs[0].strategy, {})), plan)
+
+
 def test_bad_spaces_are_refused() -> None:
     with refused("tune: 4 problems", "epochs", "low below high", "training.warmup", "a list of values"):
         ranges = {"training.learning_rate": {"low": 1, "high": 0}, "training.weight_decay": {"low": 0, "high": 1, "log": True}}
