@@ -106,6 +106,7 @@ def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
         default_model=parts[0].default_model,
         head=next((part.head for part in parts if part.head is not None), None),
         learning_rate=rates[0] if rates else default_learning_rate,
+        choice=next((part.choice for part in parts if part.choice is not None), None),
         search_space=parts[0].search_space if len(parts) == 1 else {},  # settings of a list have no dotted names
         classes_space=parts[0].classes_space if len(parts) == 1 else {},
     )
