@@ -188,7 +188,7 @@ def _choose(run: Run, possible: Mapping[str, Run], impossible: Sequence[Candidat
         )
         for label in possible
     ]
-    label, reason = decide(final, best or trials.left[0], trials.metric)
+    label, reason = decide(final, best or trials.left[0], trials.metric, trials.notes)
     held_out = len(pooled(trials.parts[label])) if trials.parts[label] else 0
     return chosen(
         label, reason, metric=trials.metric, training_rows=trials.rows if count else 0, held_out_rows=held_out, folds=count,

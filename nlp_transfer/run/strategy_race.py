@@ -163,11 +163,15 @@ class Race:
         return rows, best
 
 
-def decide(rows: Mapping[str, Candidate], best: str, metric: str) -> tuple[str, str]:
-    """Return the label of the fastest candidate that is within one standard error of the best one, and the reason."""
+def decide(rows: Mapping[str, Candidate], best: str, metric: str, notes: Mapping[str, str]) -> tuple[str, str]:
+    """Return the label of the fastest candidate that is within one standard error of the best one, and the reason.
+
+    Args:
+        notes: why the candidates that are not in `rows` were left out, by label.
+    """
     if len(rows) < 2:
         tried = f"{metric} {number(rows[best].value or 0)}; " if best in rows else ""
-        return best, f"{tried}the other candidates are measurably worse, too slow or failed"
+        return best, tried + "; ".join(f"{label}: {note}" for label, note in notes.items())
     equal = [label for label, row in rows.items() if label != best and row.p is not None and row.p >= STANDARD_ERROR]
     label = min([best, *equal], key=lambda each: rows[each].seconds or 0.0)
     score = f"{metric} {number(rows[label].value or 0)}"

@@ -150,8 +150,8 @@ def test_the_fastest_within_one_standard_error_wins() -> None:
         "b": Candidate("b", {}, seconds=10.0, value=0.89, p=0.5),
         "c": Candidate("c", {}, seconds=1.0, value=0.85, p=0.1),
     }
-    assert decide(rows, "a", "accuracy")[0] == "b"
-    assert decide({"a": rows["a"], "c": rows["c"]}, "a", "accuracy")[0] == "a"
+    assert decide(rows, "a", "accuracy", {})[0] == "b"
+    assert decide({"a": rows["a"], "c": rows["c"]}, "a", "accuracy", {})[0] == "a"
 
 
 def test_worse_candidates_are_dropped(monkeypatch: pytest.MonkeyPatch, train: Any) -> None:
