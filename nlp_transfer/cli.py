@@ -32,6 +32,7 @@ from nlp_transfer.commands.options import (
     OVERWRITE,
     PRECISION,
     QUIET,
+    SEEDS,
     CommandGroups,
     CompareHelp,
     SettingsHelp,
@@ -205,13 +206,7 @@ def push(model: Path, repository: str, **options: Any) -> None:
     help="Names of strategies, settings such as '{name: partial, frozen_layers: all}', or combinations such as "
     "lora+layerwise_lr. The first one is the baseline.",
 )
-@click.option(
-    "--seeds",
-    multiple=True,
-    default=("0", "1", "2"),
-    metavar="SEED ...",
-    help="Seeds for each strategy.  [default: 0 1 2]",
-)
+@SEEDS
 @click.option("--shots", multiple=True, metavar="K ...", help="Numbers of training rows per label, or `all`: a learning curve.")
 @click.option(
     "--rates",

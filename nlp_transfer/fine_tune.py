@@ -1,4 +1,4 @@
-"""Fine-tuning from start to end: resolve, read, encode, build, train, save, score, report."""
+"""Fine-tuning from start to end: resolve, read, choose a strategy, encode, build, train, save, score, report."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +14,7 @@ from nlp_transfer.inference.translator import Translator
 from nlp_transfer.run.folder import Resume, RunFolder
 from nlp_transfer.run.resolve import resolve
 from nlp_transfer.run.stages import build, encode, read, report, save, score, train
+from nlp_transfer.run.strategy_choice import choose_strategy
 from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.launch_config import check_launch
 from nlp_transfer.settings.schema import RunConfig
@@ -59,6 +60,7 @@ def fine_tune(
     metrics: Sequence[Any] = (),
     callbacks: Sequence[Callback] = (),
     with_report: bool = True,
+    with_test: bool = True,
     **settings: Any,
 ) -> FineTuned:
     """Fine-tune a checkpoint on text; save and score the model in `output_dir`.
@@ -77,6 +79,7 @@ def fine_tune(
         callbacks: `Callback` objects that are called during training, after those of `training.callbacks`. They are not recorded
             in `config.yaml`.
         with_report: write `report.html` and the plots of the model card, and print the largest errors.
+        with_test: score the test split. If not, its rows are still not trained on.
 
     Raises:
         UserError: settings or data are invalid. The message lists all problems; nothing is written.
@@ -91,7 +94,8 @@ def fine_tune(
         folder.check()
         if push_to and is_main():
             check_push(push_to)
-        run = read(run, allow_hub_metrics)
+        run = read(run, allow_hub_metrics, with_test)
+        run = choose_strategy(run, folder)
         run = encode(run)
         run = build(run, folder)
         trackers.callback(finish_trackers, run.trainer.accelerator)

@@ -52,6 +52,13 @@ PRECISION = click.option(
     show_default=True,
     help="fp32: the same results on every machine. auto: the fastest format that this machine supports.",
 )
+SEEDS = click.option(
+    "--seeds",
+    multiple=True,
+    default=("0", "1", "2"),
+    metavar="SEED ...",
+    help="Seeds of the compared runs; trials of tune have the first one.  [default: 0 1 2]",
+)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows per batch.  [default: the fastest]")
 BEAMS = click.option(

@@ -6,20 +6,14 @@ from typing import Any
 
 import click
 
-from nlp_transfer.commands.options import CODE, HELP_ALL, OVERRIDES, CompareHelp
+from nlp_transfer.commands.options import CODE, HELP_ALL, OVERRIDES, SEEDS, CompareHelp
 from nlp_transfer.commands.run_settings import run_document
 
 
 @click.command("tune", cls=CompareHelp, context_settings=OVERRIDES)
 @click.argument("file")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Number of trials.")
-@click.option(
-    "--seeds",
-    multiple=True,
-    default=("0", "1", "2"),
-    metavar="SEED ...",
-    help="Seeds of the comparison on test; the trials have the first one.  [default: 0 1 2]",
-)
+@SEEDS
 @click.option(
     "--space",
     metavar="MAPPING",
@@ -36,8 +30,9 @@ def command(
 ) -> None:  # fmt: skip
     """Search for better settings, and test them once.
 
-    Trials are judged on validation and stored in study.db. The best settings are trained with each seed, next to the defaults,
-    and both are compared on test. FILE is a YAML file or a table, as for train, and must come before the flags. If the command is
+    Trials are judged on validation and stored in study.db; the first one has the default settings. The best settings are trained
+    with each seed, next to the defaults, and both are compared on test. If they are not measurably better on validation, the
+    defaults are recommended. FILE is a YAML file or a table, as for train, and must come before the flags. If the command is
     interrupted, run it again to resume; no finished trial is repeated.
     """
     document = run_document([file, *ctx.args])

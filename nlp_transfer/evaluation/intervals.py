@@ -120,8 +120,12 @@ def estimate_strategy(scores: StrategyScores) -> Estimate:
     return estimate(*scores.arrays(list(scores.values)), scores.rows, scores.bounds)
 
 
-def compare_strategies(first: StrategyScores, second: StrategyScores) -> Difference | None:
+def compare_strategies(first: StrategyScores, second: StrategyScores, rows_only: bool = False) -> Difference | None:
     """Estimate the difference, first minus second, over the common seeds of two strategies.
+
+    Args:
+        rows_only: whether to give an interval and a p-value for one common seed, which then are over rows only: they hold for
+            these two models, not for the strategies.
 
     Returns:
         The difference. With one common seed, it has no interval and no p-value. None: there are no common seeds.
@@ -142,7 +146,7 @@ def compare_strategies(first: StrategyScores, second: StrategyScores) -> Differe
             effect = min(effect, 2 * (rows * single) ** 0.5) or effect
         more = (effect / (rows + 2)) ** 2
         variance = replace(variance, rows=variance.rows + more, shared=variance.shared + more)
-    if len(seeds) == 1 or not np.isfinite(value + variance.rows):
+    if (len(seeds) == 1 and not rows_only) or not np.isfinite(value + variance.rows):
         return Difference(Estimate(value, np.nan, np.nan), None)
     half = half_width(1 - LEVEL, variance)
     low, high = max(minimum - maximum, value - half), min(maximum - minimum, value + half)

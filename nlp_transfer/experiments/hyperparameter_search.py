@@ -1,7 +1,5 @@
 """Search for better settings with Optuna: trials are judged on validation; the best settings are tested once."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +13,8 @@ from nlp_transfer.experiments.experiment import Experiment, open_experiment, out
 from nlp_transfer.experiments.plan import Plan, PlannedRun, make_plan
 from nlp_transfer.experiments.results_table import notes
 from nlp_transfer.experiments.runs import Outcome, Pruned
-from nlp_transfer.experiments.search_space import FACTOR, Space, default_space, examples, read_space, suggest
+from nlp_transfer.experiments.search_results import importance_plot, judge, write_trials
+from nlp_transfer.experiments.search_space import FACTOR, Space, default_space, defaults_in, examples, read_space, suggest, used
 from nlp_transfer.experiments.summary_rows import SummaryRow, summarize
 from nlp_transfer.run.document import merge
 from nlp_transfer.run.resolve import SEARCH_SPACE, resolve
@@ -32,10 +31,15 @@ STARTUP_TRIALS = 5  # trials that are never pruned
 
 @dataclass(frozen=True)
 class Tuning:
-    """A finished search: its folder, the best settings by dotted name, and the rows of the final comparison on test."""
+    """A finished search: its folder, the best settings by dotted name, and the rows of the final comparison on test.
+
+    `best` is empty if no trial was measurably better than the defaults on validation; `winner` has the settings of the best
+    trial in any case.
+    """
 
     output_dir: Path
     best: dict[str, Any]
+    winner: dict[str, Any]
     rows: list[SummaryRow]
     metric: str
     failed: list[str] = field(default_factory=list)
@@ -84,8 +88,9 @@ def tune(
 ) -> Tuning:
     """Search for settings that are better than the defaults on validation, and compare both on test.
 
-    The first trial has the default settings, if the search space contains them. An interrupted search is resumed: an unfinished
-    trial is run again, and the resumed search draws the same trials as an undisturbed one.
+    The first trial has the default settings. If the best trial is not measurably better on the validation rows, the defaults are
+    recommended: its settings are compared on test, but `best.yaml` does not have them. An interrupted search is resumed: an
+    unfinished trial is run again, and the resumed search draws the same trials as an undisturbed one.
 
     Args:
         config: as for `fine_tune`; `settings` override it. Its entry `tune` is the search space.
@@ -119,7 +124,7 @@ def tune(
         )
     if run.config.data.split_seed is None:  # all seeds must have the same test rows, which no trial may train on
         plan.base["data"] = {**plan.base["data"], "split_seed": plan.seeds[0]}
-    described = given if given is not None else default_space(run.strategy, raw.get("training") or {})
+    described = given if given is not None else default_space(run.strategy, raw.get("training") or {}, run.task.traits.classes)
     checked = read_space(described)
     _check_values(checked, plan)
     say("search space: " + "; ".join(f"{name} {value}" for name, value in described.items()))
@@ -137,29 +142,35 @@ def tune(
             storage=f"sqlite:///{folder / DATABASE}", study_name=STUDY, load_if_exists=True, pruner=_pruner(),
             direction="maximize" if run.task.scorer.higher_is_better(experiment.metric) else "minimize",
         )  # fmt: skip
-        _run_trials(study, trials, checked, plan, experiment)
+        defaults = {"training": run.config.training.model_dump(), "strategy": plan.variants[0].document}
+        if isinstance(defaults["strategy"], dict):
+            defaults["strategy"] = run.strategy.document()
+        _run_trials(study, trials, checked, plan, experiment, defaults_in(checked, defaults))
         done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
         if not done:
             raise UserError(f"tune: no trial succeeded; the logs are in {folder / 'runs'}")
-        best = _best_settings(study.best_trial, folder)
+        winner = _best_settings(study.best_trial, folder)
+        is_better, advice = judge(study, folder, run, experiment.metric)
+        best = winner if is_better else {}
         write_bytes(folder / BEST, yaml.safe_dump(merge(_portable(raw), list(best.items()))[0], sort_keys=False).encode())
-        say(f"best on validation: trial {study.best_trial.number}, {experiment.metric} {study.best_value:.4g}: {best}")
+        say(f"best on validation: trial {study.best_trial.number}, {experiment.metric} {study.best_value:.4g}: {winner}", advice)
         variants = plan.variants
         if study.best_trial.user_attrs.get("settings") != {}:
             label = f"tuned (trial {study.best_trial.number})"
-            variants = [*variants, replace(variants[0], label=label, settings=tuple(best.items()))]
+            variants = [*variants, replace(variants[0], label=label, settings=tuple(winner.items()))]
         final = replace(plan, variants=variants)
         experiment.split, experiment.run_count = "test", trials + final.run_count
-        summary = replace(summarize(final, run_all(final, runs * len(variants), experiment), run), name="tuning")
+        summary = summarize(final, run_all(final, runs * len(variants), experiment), run)
+        summary = replace(summary, name="tuning", advice=advice)
         lines = [
-            f"{len(done)} trials finished, {len(study.trials) - len(done)} were ended early or failed; validation selected the "
-            f"settings in {BEST}",
+            f"{len(done)} trials finished, {len(study.trials) - len(done)} were ended early or failed; the recommended settings "
+            f"are in {BEST}",
             *notes(summary, plan.seeds, False),
         ]
-        _write_trials(folder, study)
-        write_results(folder, summary, plan.seeds, lines, heading="Tuned settings", further=_importance_plot(study))
+        write_trials(folder, study)
+        write_results(folder, summary, plan.seeds, lines, heading="Tuned settings", further=importance_plot(study))
     show_results(folder, summary, lines)
-    return Tuning(folder, best, summary.rows, summary.metric, experiment.failed)
+    return Tuning(folder, best, winner, summary.rows, summary.metric, experiment.failed)
 
 
 def _pruner() -> Any:
@@ -174,14 +185,21 @@ def _check_values(space: Space, plan: Plan) -> None:
     document = plan.document(plan.all_runs()[0], Path("tuning"))
     for name, value in examples(space):
         try:
-            resolve(merge(document, [(name, value)])[0], shared=True)
+            # A setting may only have an effect together with another one of the space; `used` then checks its value.
+            resolve(merge(document, list(used({name: value}, document["strategy"]).items()))[0], shared=True)
         except UserError as error:
             problems.absorb(error)
     problems.raise_if_any()
 
 
-def _run_trials(study: Any, trials: int, space: Space, plan: Plan, experiment: Experiment) -> None:
-    """Run trials until there are `trials` finished ones; those that were interrupted come first."""
+def _run_trials(
+    study: Any, trials: int, space: Space, plan: Plan, experiment: Experiment, defaults: dict[str, Any] | None = None
+) -> None:
+    """Run trials until there are `trials` finished ones; those that were interrupted come first.
+
+    Args:
+        defaults: the default settings as a point of the space, which the sampler learns from. None: they are not in the space.
+    """
     import optuna
 
     base = plan.document(PlannedRun(plan.variants[0], plan.shots[0], plan.seeds[0]), experiment.folder)
@@ -194,12 +212,16 @@ def _run_trials(study: Any, trials: int, space: Space, plan: Plan, experiment: E
         if finished >= trials:
             experiment.number = max(experiment.number, trials)
             return
-        running = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
+        if not study.trials and defaults is not None:
+            study.enqueue_trial(defaults)
+        unfinished = [trial for trial in study.trials if not trial.state.is_finished()]
+        running = [trial for trial in unfinished if trial.state == optuna.trial.TrialState.RUNNING]
         # A new sampler for each trial, so that a resumed search draws the same values as an undisturbed one.
-        number = running[0].number if running else len(study.trials)
+        number = unfinished[0].number if unfinished else len(study.trials)
         study.sampler = optuna.samplers.TPESampler(seed=plan.seeds[0] * 1_000_003 + number)
         trial = optuna.trial.Trial(study, running[0]._trial_id) if running else study.ask()
-        values = {} if number == 0 else suggest(trial, space)
+        point = suggest(trial, space) if number > 0 or defaults is not None else {}
+        values = {} if number == 0 else used(point, plan.variants[0].document)
         trial.set_user_attr("settings", values)
         experiment.number = trial.number
         rate = values.get(FACTOR, 1.0)
@@ -210,7 +232,7 @@ def _run_trials(study: Any, trials: int, space: Space, plan: Plan, experiment: E
             f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
         )
         callback = Pruning(storage, trial._trial_id, experiment.metric)
-        outcome = experiment.execute(title or "the default settings", document, {}, rate, callbacks=[callback])
+        outcome = experiment.execute(title or "the default settings", document, {}, rate, callbacks=[callback], with_test=False)
         _tell(study, trial, outcome, experiment.metric)
 
 
@@ -230,7 +252,7 @@ def _tell(study: Any, trial: Any, outcome: Outcome, metric: str) -> None:
 def _best_settings(trial: Any, folder: Path) -> dict[str, Any]:
     """Return the settings of a trial by dotted name, with the learning rate that its run resolved."""
     best = dict(trial.user_attrs["settings"])
-    if best.pop(FACTOR, None) is not None:
+    if best.pop(FACTOR, None) is not None:  # the runs of the comparison have the same rate
         path = folder / "runs" / f"trial-{trial.number:04}" / "config.yaml"
         best["training.learning_rate"] = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]["learning_rate"]
     return best
@@ -245,37 +267,3 @@ def _portable(raw: Document) -> Document:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, (str, int, float, list, dict, type(None)))
-
-
-def _write_trials(folder: Path, study: Any) -> None:
-    """Write `trials.csv`: number, state, validation metric, seconds and settings of each trial."""
-    lines = [
-        {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value, **trial.user_attrs.get("settings", {})}
-        for trial in study.trials
-    ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, dict.fromkeys(name for line in lines for name in line))
-    writer.writeheader()
-    writer.writerows(lines)
-    write_bytes(folder / "trials.csv", text.getvalue().encode())
-
-
-def _importance_plot(study: Any) -> list[tuple[str, Any]]:
-    """Return the plot of the importances of the settings, with its heading; nothing if there are too few trials."""
-    import optuna
-
-    drawn = optuna.create_study(direction=study.direction.name.lower())
-    drawn.add_trials([trial for trial in study.trials if trial.params])  # the trial with the default settings has none
-    try:
-        importances = optuna.importance.get_param_importances(
-            drawn, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-        )
-    except (RuntimeError, ValueError):  # fewer than two trials, or all metrics are equal
-        return []
-    from nlp_transfer.report.plots import bar_plot, plot_style, to_svg
-
-    if not importances:
-        return []
-    title = "share of the variance of the validation metric (fANOVA)"
-    with plot_style():
-        return [("Importance of the settings", to_svg(bar_plot(importances, title), title))]

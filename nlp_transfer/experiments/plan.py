@@ -158,6 +158,8 @@ def make_plan(
         check_best_metric(run.config.training.best_metric, run.task, problems)
     if len(plan.rates) > 1 and any(run.strategy.traits.takes_steps for run in runs):
         _check_rows_for_rates(runs[0].config.data, problems)
+    if command != "cross-validate" and any(run.strategy.traits.choice for run in runs):
+        problems.add(f"strategy.name: found auto, which stands for other strategies; allowed with {command}: one of these")
     problems.raise_if_any()
     variants = [
         replace(variant, takes_steps=run.strategy.traits.takes_steps, unused=frozenset(run.unused) - {BEST_METRIC})

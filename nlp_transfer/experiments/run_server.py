@@ -104,7 +104,7 @@ def _run_job(job: dict[str, Any]) -> int:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     try:
-        run = _run(job["document"], job["rate"], job["callbacks"])
+        run = _run(job["document"], job["rate"], job["callbacks"], job["with_test"])
         keep_results(run, job["keep_models"])
         return 0
     except UserError as error:
@@ -124,11 +124,11 @@ def _run_job(job: dict[str, Any]) -> int:
         finish_output()
 
 
-def _run(document: dict[str, Any], rate: float, callbacks: Sequence[Callback]) -> FineTuned:
-    if rate == 1:
-        return fine_tune(document, callbacks=callbacks, with_report=False)
-    strategy = with_rate(strategy_from(document["strategy"]), rate)
-    return fine_tune(document, strategy=strategy, callbacks=callbacks, with_report=False)
+def _run(document: dict[str, Any], rate: float, callbacks: Sequence[Callback], with_test: bool) -> FineTuned:
+    options: Any = {"callbacks": callbacks, "with_report": False, "with_test": with_test}
+    if rate != 1:
+        options["strategy"] = with_rate(strategy_from(document["strategy"]), rate)
+    return fine_tune(document, **options)
 
 
 def with_rate(strategy: Strategy, factor: float) -> Strategy:

@@ -169,8 +169,9 @@ class RunServer:
         return Splits(rows, reply["notes"], validation_share=reply["validation_share"])
 
     def run(
-        self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any], callbacks: Sequence[Any] = ()
-    ) -> Outcome:
+        self, document: Document, rate: float, keep_models: bool, notes: dict[str, Any], callbacks: Sequence[Any] = (),
+        with_test: bool = True,
+    ) -> Outcome:  # fmt: skip
         """Execute a run, or resume it if it is unfinished.
 
         Args:
@@ -179,6 +180,7 @@ class RunServer:
             keep_models: whether to keep the model.
             notes: JSON documents to write into the run's folder, by file name.
             callbacks: callbacks of the run, which can be pickled.
+            with_test: whether to score the test split.
         """
         folder = Path(document["output_dir"])
         if (folder / "result.json").exists():  # killed after the run had finished, before its predictions were saved
@@ -187,7 +189,9 @@ class RunServer:
         (folder / OUTCOME).unlink(missing_ok=True)
         for name, note in notes.items():
             write_json(folder / name, note)
-        job = {"document": document, "rate": rate, "keep_models": keep_models, "callbacks": list(callbacks)}
+        job = {
+            "document": document, "rate": rate, "keep_models": keep_models, "callbacks": list(callbacks), "with_test": with_test,
+        }  # fmt: skip
         status = self._request(job, folder / LOG)
         outcome = read_outcome(folder)
         if outcome is None:  # killed

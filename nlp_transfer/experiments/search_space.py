@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from nlp_transfer.settings.applicability import NO_STEPS, UsedWith, unused_fields
 from nlp_transfer.settings.base_settings import Document, Settings
-from nlp_transfer.strategies import Strategy
+from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
 FACTOR = "learning_rate_factor"  # factor by which the strategy's default learning rate is multiplied
@@ -59,23 +60,74 @@ def read_space(document: Any) -> Space:
     return space
 
 
-def default_space(strategy: Strategy, training: Mapping[str, Any]) -> Document:
-    """Return the default search space of a strategy: what all strategies share, and its `traits.search_space`.
+def default_space(strategy: Strategy, training: Mapping[str, Any], with_classes: bool = True) -> Document:
+    """Return the default search space of a strategy: what all strategies share, and what its traits add.
+
+    Settings that the user gave are not searched.
 
     Args:
-        training: the training settings of the user, which are not searched.
+        training: the training settings of the user.
+        with_classes: whether the rows of the task have classes.
     """
     space: Document = {}
     if strategy.traits.takes_steps:
         space = {
-            FACTOR: {"low": 0.2, "high": 5.0, "log": True},
+            FACTOR: {"low": 0.25, "high": 4.0, "log": True},
             "training.epochs": ["auto", 5, 10],
             "training.batch_size": [16, 32, 64],
         }
         if training.get("learning_rate", "auto") != "auto":
             del space[FACTOR]
-    space |= strategy.traits.search_space
-    return {name: value for name, value in space.items() if name.removeprefix("training.") not in training}
+    space |= {**strategy.traits.search_space, **(strategy.traits.classes_space if with_classes else {})}
+    given = {f"training.{name}" for name in training} | {f"strategy.{name}" for name in strategy.model_fields_set}
+    given |= {"training.epochs"} if training.get("max_steps") is not None else set()
+    space = {name: value for name, value in space.items() if name not in given}
+    searched = {name.removeprefix("strategy.") for name in space}
+    conditions = {
+        f"strategy.{name}": condition.values.keys()
+        for name, field in type(strategy).model_fields.items()
+        for condition in field.metadata
+        if isinstance(condition, UsedWith)
+    }
+    unused = unused_fields(strategy, "strategy")  # such as the penalty of a classifier that the user did not choose
+    return {name: value for name, value in space.items() if name not in unused or conditions[name] & searched}
+
+
+def defaults_in(space: Space, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the default settings as a point of the space. None: the space does not contain them.
+
+    Args:
+        settings: the default settings as a document, with sections.
+    """
+    point: dict[str, Any] = {}
+    for name, spec in space.items():
+        section, _, key = name.partition(".")
+        value = 1.0 if name == FACTOR else settings.get(section, {}).get(key)
+        is_inside = value in spec if isinstance(spec, list) else _is_number(value) and spec.low <= value <= spec.high
+        if not is_inside:
+            return None
+        point[name] = value
+    return point
+
+
+def used(values: Mapping[str, Any], strategy: Any) -> dict[str, Any]:
+    """Return the values without those that have no effect together with the others.
+
+    Args:
+        strategy: the document of the strategy. A list of strategies has no settings in a search space.
+    """
+    if not isinstance(strategy, Mapping):
+        return dict(values)
+    of_strategy = {name.removeprefix("strategy."): value for name, value in values.items() if name.startswith("strategy.")}
+    built = strategy_from({**strategy, **of_strategy})
+    unused = {*unused_fields(built, "strategy")}
+    if not built.traits.takes_steps:
+        unused |= {FACTOR, *(f"training.{name}" for name in NO_STEPS)}
+    return {name: value for name, value in values.items() if name not in unused}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def examples(space: Space) -> list[tuple[str, Any]]:

@@ -52,6 +52,7 @@ def write_card(
         task.traits.card or "model_card.md",
         head=Markup(_metadata(task, result, is_adapter, title, sources, scored).to_yaml()),
         title=title, task=task, task_name=task_name(task), base=data_name(base), strategy=strategy_label(result["strategy"]),
+        choice=(result.get("strategy_choice") or {}).get("reason"),
         is_adapter=is_adapter, is_custom=is_custom, is_plain=result["plain"], labels=list(task.scorer.labels),
         merges=(read_record(folder) or {}).get("merges", True),
         splits=[

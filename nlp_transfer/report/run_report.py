@@ -10,7 +10,14 @@ from nlp_transfer.report.page_blocks import Section, shortened
 from nlp_transfer.report.plots import plot_style
 from nlp_transfer.report.rendering import render_html
 from nlp_transfer.report.run_records import RunRecords
-from nlp_transfer.report.run_sections import cost_section, curves_section, data_section, settings_section, summary_section
+from nlp_transfer.report.run_sections import (
+    choice_section,
+    cost_section,
+    curves_section,
+    data_section,
+    settings_section,
+    summary_section,
+)
 from nlp_transfer.tasks import task_name
 from nlp_transfer.utils.atomic_files import write_bytes
 
@@ -28,7 +35,7 @@ def write_report(path: Path, runs: Sequence[RunRecords], columns: Sequence[Colum
     with plot_style():
         sections: list[Section | None] = [summary_section(runs)]
         if len(runs) == 1:
-            sections += [data_section(runs[0]), curves_section(runs), *_errors(runs, columns)]
+            sections += [choice_section(runs[0]), data_section(runs[0]), curves_section(runs), *_errors(runs, columns)]
         else:
             sections += [curves_section(runs), cost_section(runs), settings_section(runs), *_errors(runs, columns)]
         if len(runs) == 1:

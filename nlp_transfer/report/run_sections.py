@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.evaluation.error_analysis import metric_intervals
+from nlp_transfer.report.choice_table import choice_table
 from nlp_transfer.report.error_sections import show_interval
+from nlp_transfer.report.model_card import strategy_label
 from nlp_transfer.report.page_blocks import Block, Cell, Lines, Paragraph, Plot, Plots, Section, shortened, table
 from nlp_transfer.report.plots import to_svg
 from nlp_transfer.report.run_plots import Series, curves
@@ -90,6 +92,18 @@ def data_section(run: RunRecords) -> Section | None:
             table(["input", "labels"], rows, f"{facts['conflict_inputs']:,} inputs occur in train with different labels")
         )
     return Section("data", "Data", blocks)
+
+
+def choice_section(run: RunRecords) -> Section | None:
+    """Return how trials chose the strategy."""
+    choice = run.result.get("strategy_choice")
+    if not choice:
+        return None
+    blocks: list[Block] = [Paragraph(text=f"{strategy_label(choice['strategy'])}: {shortened(choice['reason'], 500)}.")]
+    if choice["folds"]:
+        title, head, rows = choice_table(choice)
+        blocks.append(table(head, [[*row[:-1], Cell(shortened(row[-1]), is_long=True)] for row in rows], title))
+    return Section("choice", "Choice of the strategy", blocks)
 
 
 def curves_section(runs: Sequence[RunRecords]) -> Section | None:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from nlp_transfer.data.sources.portable_paths import mapping
 from nlp_transfer.run.document import read_document
 from nlp_transfer.run.provenance import compare_content, describe_changes
-from nlp_transfer.saved_models.layout import RUN_FILES
+from nlp_transfer.saved_models.layout import RUN_FILES, STRATEGY_CHOICE
 from nlp_transfer.security.file_locks import Lock, lock_now
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import say
@@ -82,7 +82,7 @@ class RunFolder:
                 "output_dir, or use auto to resume it"
             )
         present = [name for name in RUN_FILES if os.path.lexists(self.path / name)]
-        if present and not self.unfinished:
+        if set(present) - {STRATEGY_CHOICE} and not self.unfinished:
             raise UserError(f"output_dir: {self.path} already holds {', '.join(present)}; give another output_dir")
         foreign = [name for name in present if stat.S_IFMT((self.path / name).lstat().st_mode) != _kind_of(name)]
         if foreign:  # such as a link to a file of another user
@@ -102,6 +102,19 @@ class RunFolder:
         """Whether the folder contains an unfinished run."""
         return (self.path / "config.yaml").is_file() and not (self.path / "result.json").exists()
 
+    def reserve(self) -> None:
+        """Create and lock the folder.
+
+        Raises:
+            UserError: another process uses the folder, or it cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._take_lock()
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be written: {error}") from error
+
     def begin(self, document: dict[str, Any]) -> None:
         """Create and lock the folder and write `config.yaml`, or check that an unfinished run has the same settings.
 
@@ -111,9 +124,8 @@ class RunFolder:
         Raises:
             UserError: the settings differ, another process uses the folder, or it cannot be created.
         """
+        self.reserve()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
             if self.unfinished:
                 self._compare(read_document(self.path / "config.yaml"), document)
                 return

@@ -34,6 +34,7 @@ def make_result(run: Run) -> dict[str, Any]:
         "task": run.document["task"], "strategy": run.document["strategy"], "model": run.config.model,
         "seed": run.config.training.seed, "plain": is_plain(run.model), "metrics": run.metrics, "metrics_precision": PRECISION,
         "train": run.speed, "versions": versions(),
+        **({"strategy_choice": dict(run.choice)} if run.choice else {}),
         **({"calibration": dict(run.calibration)} if run.calibration else {}),
         **({"signatures": signatures} if run.metrics and signatures else {}),
         **({"tasks": run.auxiliary_results} if run.auxiliary_results else {}),

@@ -39,6 +39,7 @@ class Run:
         trainer: Trains the model with the tables and settings that the strategy prepared (set by `build`).
         document: The content of `config.yaml` (set by `build`).
         preparation_seconds: Duration of `build`, including cached features (set by `build`).
+        data_seconds: The part of it that `Strategy.prepare_data` took, which grows with the number of rows (set by `build`).
         speed: The entry `train` of `result.json` (set by `train`).
         model: The saved model, loaded again (set by `save`).
         calibration: Temperature and threshold that were fitted on validation (set by `save`).
@@ -48,6 +49,7 @@ class Run:
         predictions: Predictions of each split, arrays of shape (rows, ...) by name (set by `score`).
         result: The content of `result.json` (set by `report`).
         data_notes: Lines about the data that were printed (set by `read`).
+        choice: The content of `strategy_choice.json`, if trials chose the strategy (set by `choose_strategy`).
     """
 
     config: RunConfig
@@ -63,6 +65,7 @@ class Run:
     trainer: Trainer = LATER
     document: dict[str, Any] = LATER
     preparation_seconds: float = 0.0
+    data_seconds: float = 0.0
     speed: dict[str, Any] = LATER
     model: PreTrainedModel = LATER
     calibration: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Run:
     predictions: dict[str, Arrays] = LATER
     result: dict[str, Any] = LATER
     data_notes: Sequence[str] = ()
+    choice: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_main(self) -> bool:

@@ -39,14 +39,20 @@ from nlp_transfer.training.trainer import Trainer
 from nlp_transfer.utils.console import Level, number, percent, say, show_metrics
 
 
-def read(run: Run, allow_hub_metrics: bool = False) -> Run:
-    """Open the checkpoint, read and check the rows of every split, and fit the task to the training rows."""
+def read(run: Run, allow_hub_metrics: bool = False, with_test: bool = True) -> Run:
+    """Open the checkpoint, read and check the rows of every split, and fit the task to the training rows.
+
+    Args:
+        with_test: whether to keep the test split. Without it, its rows are still not trained on, but nothing is computed on them.
+    """
     training = run.config.training
     hub_metrics = [load_hub_metric(name, allow_hub_metrics=allow_hub_metrics) for name in training.hub_metrics]
     set_seed(training.seed)
     checkpoint = Checkpoint.open(find_model(run.config.model))
     needs_validation = run.strategy.traits.needs_validation or run.task.traits.calibration(run.task) is not None
     splits, task = read_splits(run.config.data, run.task, training, training.seed, needs_validation)
+    if not with_test:
+        splits.rows.pop("test", None)
     notes = [*(task.describe(splits.train).lines if len(splits.train) else ()), *splits.notes]
     say(*notes)
     resolved = run.with_validation_share(splits.validation_share)
@@ -94,7 +100,9 @@ def build(run: Run, folder: RunFolder, dry: bool = False) -> Run:
             try_metrics(run.hub_metrics, run.user_metrics, task, tables[split], training, accelerator)
         job = replace(run.job, training=resolved.training, device=accelerator.device, precision=resolved.precision)
         check_saving(run.strategy, job, model, folder.path, accelerator)
+        data_started = time.monotonic()
         prepared = run.strategy.prepare_data(job, model)
+        data_seconds = time.monotonic() - data_started
         model = model if prepared.model is None else prepared.model
         if calibration is not None and prepared.model is not None:
             calibration.check(model, run.job.sample())
@@ -104,7 +112,7 @@ def build(run: Run, folder: RunFolder, dry: bool = False) -> Run:
         output_dir=None if dry else folder.path, objectives=prepared.objectives, user_metrics=run.user_metrics,
     )  # fmt: skip
     say(*summary_lines(trainer))
-    run = replace(run, job=job, trainer=trainer)
+    run = replace(run, job=job, trainer=trainer, data_seconds=data_seconds)
     run = replace(run, document=resolved_document(run), preparation_seconds=time.monotonic() - started)
     check_same_on_all(run.document)
     if run.is_main and not dry:

@@ -5,7 +5,8 @@ from nlp_transfer.data.bad_rows import SKIPPED_ROWS
 PREDICTIONS = "predictions"
 DATA_FACTS = "data_facts.json"
 REPORT = "report.html"
+STRATEGY_CHOICE = "strategy_choice.json"
 RUN_FILES = (
     "config.yaml", "result.json", "log.jsonl", "model", "adapter", PREDICTIONS, "checkpoints", "biases.safetensors", "tasks",
-    "shared", SKIPPED_ROWS, DATA_FACTS, REPORT,
+    "shared", SKIPPED_ROWS, DATA_FACTS, REPORT, STRATEGY_CHOICE,
 )  # fmt: skip

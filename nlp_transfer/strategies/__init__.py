@@ -12,11 +12,12 @@ from nlp_transfer.strategies.common.combined import Combined, parts_of
 from nlp_transfer.strategies.common.job import Group, Job, Losses, Phase, State, Tables, View
 from nlp_transfer.strategies.common.strategy import Strategy
 from nlp_transfer.strategies.common.strategy_checks import check_list, check_strategy, nested_tasks
-from nlp_transfer.strategies.common.strategy_traits import SENTENCE_MODEL, StrategyTraits, default_learning_rate
+from nlp_transfer.strategies.common.strategy_traits import SENTENCE_MODEL, Choice, StrategyTraits, default_learning_rate
 from nlp_transfer.utils.errors import UserError
 
 __all__ = [
     "SENTENCE_MODEL",
+    "Choice",
     "Combined",
     "Group",
     "Job",

@@ -34,7 +34,11 @@ class Bitfit(Strategy):
     """Train biases and the head. The trained biases of the encoder are also saved separately, in `biases.safetensors`."""
 
     # The rates are high, since few parameters are trained.
-    traits = StrategyTraits(owns_parameters=True, learning_rate=partial(adapter_rate, narrow=3e-3, wide=1e-3))
+    traits = StrategyTraits(
+        owns_parameters=True,
+        learning_rate=partial(adapter_rate, narrow=3e-3, wide=1e-3),
+        search_space={"strategy.normalisation": [False, True]},
+    )
 
     biases: Literal["all", "query_and_intermediate"] = "all"
     """Encoder biases to train. `query_and_intermediate`: only those of the query projections and of the first feed-forward

@@ -50,9 +50,14 @@ class Features(Strategy):
             takes_steps=self.classifier == "trained",
             head=HeadConfig(pooling="mean"),  # without fine-tuning, the first token's vector contains little information
             learning_rate=lambda model: 1e-2,  # stable for a small head
-            search_space={"training.epochs": ["auto", 10, 30]}  # epochs on cached features are cheap
-            if self.classifier == "trained"
-            else {"strategy.regularization": {"low": 0.01, "high": 10.0, "log": True}},
+            search_space={
+                "training.epochs": ["auto", 10, 30],  # epochs on cached features are cheap
+                "training.weight_decay": [0.0, 0.01, 0.1],
+            },
+            classes_space={
+                "strategy.classifier": ["trained", "logistic_regression"],
+                "strategy.regularization": {"low": 0.001, "high": 10.0, "log": True},
+            },
         )
 
     def check(self, data: DataConfig, task: Task, problems: Problems) -> Task:

@@ -20,7 +20,10 @@ from nlp_transfer.strategies.common.layer_depth import scale_head
 class Full(Strategy):
     """Train all parameters, with a higher learning rate for the pooler and the head than for the pretrained layers."""
 
-    traits = StrategyTraits(only_trains=True)
+    traits = StrategyTraits(
+        only_trains=True,
+        search_space={"strategy.head_scale": [1.0, 3.0, 10.0, 30.0], "training.weight_decay": [0.0, 0.01, 0.1]},
+    )
 
     head_scale: Annotated[float, Field(gt=0)] = 10.0
     """Factor on the learning rate of the pooler and the head."""

@@ -34,7 +34,7 @@ class L2Sp(Strategy):
     Only trainable parameters are penalized. With LoRA, these are the pooler and new parameters.
     """
 
-    traits = StrategyTraits(only_trains=True)
+    traits = StrategyTraits(only_trains=True, search_space={"strategy.alpha": {"low": 1e-4, "high": 1.0, "log": True}})
 
     alpha: Annotated[float, Field(ge=0)] = 0.01
     """Strength of the penalty on the distance of pretrained parameters from their pretrained values."""

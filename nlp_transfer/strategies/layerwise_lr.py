@@ -25,7 +25,7 @@ from nlp_transfer.strategies.common.layer_depth import inner_layers, plain_name,
 class LayerwiseLr(Strategy):
     """Reduce the learning rate layer by layer, from the top down. Can be combined with others, as in [lora, layerwise_lr]."""
 
-    traits = StrategyTraits(only_trains=True)
+    traits = StrategyTraits(only_trains=True, search_space={"strategy.decay": [0.65, 0.8, 0.9, 0.95]})
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Learning rate of a layer relative to that of the layer above it. The top layer has the full rate."""

@@ -33,8 +33,11 @@ class Lora(Strategy):
     """Train low-rank updates and the head. The updates are merged into the saved model, and also saved in `adapter/`."""
 
     traits = StrategyTraits(
-        owns_parameters=True, adds_adapter=True, learning_rate=adapter_rate, search_space={"strategy.r": [8, 16, 32]}
-    )
+        owns_parameters=True, adds_adapter=True, learning_rate=adapter_rate,
+        search_space={
+            "strategy.r": [4, 8, 16, 32], "strategy.dropout": [0.0, 0.1], "strategy.target_modules": ["all", "attention"],
+        },
+    )  # fmt: skip
 
     r: Count = 16
     """Rank of the updates."""

@@ -41,7 +41,11 @@ class Partial(Strategy):
 
     @property
     def traits(self) -> StrategyTraits:
-        return StrategyTraits(owns_parameters=True, learning_rate=self._learning_rate)
+        return StrategyTraits(
+            owns_parameters=True,
+            learning_rate=self._learning_rate,
+            search_space={"strategy.frozen_layers": [0, 2, "half", "all"]},
+        )
 
     def _learning_rate(self, model: nn.Module) -> float:
         """Return the default rate, or a higher one if the encoder is frozen."""

@@ -27,7 +27,9 @@ from nlp_transfer.utils.errors import UserError
 class SelfTraining(Strategy):
     """Train on labeled rows and on pseudo-labels, which are predictions for `data.unlabelled` with the best weights so far."""
 
-    traits = StrategyTraits(owns_phases=True, needs_task="classes", uses_weights=False, uses_unlabelled=True)
+    traits = StrategyTraits(owns_phases=True, needs_task="classes", uses_weights=False, uses_unlabelled=True,
+        search_space={"strategy.confidence": [0.3, 0.5, 0.7, 0.9], "strategy.share": [0.2, 0.4, 0.8]},
+    )  # fmt: skip
 
     rounds: Count = 2
     """Number of rounds with pseudo-labels. They follow an initial phase with labeled rows only."""

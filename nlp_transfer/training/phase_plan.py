@@ -19,6 +19,11 @@ from nlp_transfer.training.position import Position, checker
 ORDINARY = Phase()  # trains on all rows of `train`, with the training settings
 
 
+def automatic_epochs(steps_per_epoch: int) -> int:
+    """Return 3. On small datasets, return more, up to 20, to reach 300 optimizer steps (2006.04884)."""
+    return min(20, max(3, math.ceil(300 / steps_per_epoch)))
+
+
 class PhasePlanner:
     """Plans the phases of a run. Without the argument `phase`, methods plan ordinary training on `train`.
 
@@ -57,16 +62,12 @@ class PhasePlanner:
         )  # fmt: skip
 
     def epochs(self, phase: Phase = ORDINARY) -> float:
-        """Return the number of epochs of a phase.
-
-        With `training.epochs: auto`, it is 3. On small datasets it is larger, up to 20, to reach 300 optimizer steps
-        (2006.04884).
-        """
+        """Return the number of epochs of a phase; with `training.epochs: auto`, that of `automatic_epochs`."""
         steps_per_epoch = self.window_plan(phase).windows_in_epoch
         if self.training.max_steps and phase.epochs is None:
             return self.training.max_steps / steps_per_epoch
         epochs = phase.epochs or self.training.epochs
-        return min(20, max(3, math.ceil(300 / steps_per_epoch))) if isinstance(epochs, str) else epochs
+        return automatic_epochs(steps_per_epoch) if isinstance(epochs, str) else epochs
 
     def steps(self, phase: Phase = ORDINARY, finished: int = 0, taken: int = 0) -> int:
         """Return the number of optimizer steps of a phase, or 0 if no steps are left.

@@ -10,14 +10,13 @@ import pytest
 from nlp_transfer import fine_tune
 from nlp_transfer.data.oversampling import Repeats
 from nlp_transfer.data.windows import Window, WindowPlan
-from nlp_transfer.settings import registry
 from nlp_transfer.training.gradient import WindowGradient
 from tests.builders import write
-from tests.helpers.strategies import HEADER, TASKS, document, rows_of
+from tests.helpers.strategies import HEADER, NAMES, TASKS, document, rows_of
 
 pytestmark = pytest.mark.model
 
-STRATEGIES = registry.names("strategy")
+STRATEGIES = NAMES
 SHUFFLES = 3
 FIGURES = ("seen", "unevenness", "accuracy", "loss", "probability")
 LEAST = np.array([0.02, 0.05, 0.05, 0.02, 0.03])  # what three shuffles may miss of what chance alone does

@@ -36,7 +36,9 @@ VECTORS = ("features", "few_shot", "prototypes", "zero_shot", "distill", "self_t
 NOT_VECTORS = (*GENERATING, "entities", "question_answering")
 IMPOSSIBLE = {(name, task) for name in VECTORS for task in NOT_VECTORS}
 IMPOSSIBLE |= {(name, "regression") for name in ("prototypes", "zero_shot", "self_training")}
-CASES = [(name, task) for name in registry.names("strategy") for task in TASKS if (name, task) not in IMPOSSIBLE]
+CHOOSES = "auto"  # trains as another strategy
+NAMES = [name for name in registry.names("strategy") if name != CHOOSES]
+CASES = [(name, task) for name in NAMES for task in TASKS if (name, task) not in IMPOSSIBLE]
 OWN_HEAD = {"features", "few_shot"}  # where it is named the head has no dropout, whose masks differ between processes
 COMPUTED = {"few_shot", "prototypes", "zero_shot"}  # their last layer is computed, not trained
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from nlp_transfer.settings import registry
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from nlp_transfer.training import Trainer
@@ -61,7 +60,7 @@ def test_dropout_reaches_a_saved_custom_head(tiny: dict[str, Path], tmp_path: Pa
     assert head_rates(built(tmp_path, None)) == {0.1}
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names("strategy") if (name, "single") not in strategies.IMPOSSIBLE])
+@pytest.mark.parametrize("name", [name for name in strategies.NAMES if (name, "single") not in strategies.IMPOSSIBLE])
 def test_strategies_keep_dropout_zero(name: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     seen: list[set[float]] = []
     document = strategies.document(

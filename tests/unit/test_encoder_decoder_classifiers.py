@@ -19,11 +19,10 @@ from transformers import (
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.models.layers import Layers, find_layers, has_decoder
 from nlp_transfer.saved_models.load import quiet
-from nlp_transfer.settings import registry
 from tests.builders import edit, refused, run, write
 from tests.helpers.classifiers import ENCODER_DECODERS, save_encoder_decoder
 from tests.helpers.seq2seq_models import save_tiny_seq2seq
-from tests.helpers.strategies import IMPOSSIBLE, TASKS, document, files
+from tests.helpers.strategies import IMPOSSIBLE, NAMES, TASKS, document, files
 
 pytestmark = pytest.mark.model
 
@@ -93,7 +92,7 @@ def test_it_learns_its_rows(family: str, bases: dict[str, Path], folder: Path, t
     assert done.metrics["test"]["accuracy"] > 0.95
 
 
-@pytest.mark.parametrize("strategy", registry.names("strategy"))
+@pytest.mark.parametrize("strategy", NAMES)
 @pytest.mark.parametrize("task", ["single", "multi_label", "regression"])
 def test_every_strategy_works_or_refuses_before_training(
     task: str, strategy: str, bases: dict[str, Path], folder: Path, tmp_path: Path

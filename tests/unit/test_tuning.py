@@ -1,23 +1,27 @@
 """The hyperparameter search: search spaces, trials, pruning, resumption and the final comparison."""
 
 import csv
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
 
 from nlp_transfer import tune
-from nlp_transfer.experiments import hyperparameter_search
+from nlp_transfer.evaluation.resampling import ScoredSplit
+from nlp_transfer.experiments import hyperparameter_search, search_results
 from nlp_transfer.experiments.experiment import Experiment
 from nlp_transfer.experiments.hyperparameter_search import Pruning
 from nlp_transfer.experiments.plan import make_plan
 from nlp_transfer.experiments.runs import Outcome, Pruned
-from nlp_transfer.experiments.search_space import default_space, read_space
+from nlp_transfer.experiments.search_space import default_space, defaults_in, read_space, used
 from nlp_transfer.settings import registry
 from nlp_transfer.strategies import strategy_from
+from nlp_transfer.tasks import task_from
 from tests.builders import Killed, document, refused
 
 SPACE = {"training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "training.batch_size": [8, 16]}
@@ -29,6 +33,13 @@ def test_every_default_space_is_valid(name: str) -> None:
     assert "training.batch_size" not in space, "what the user sets is not searched"
     if space:
         assert set(read_space(space)) == set(space)
+
+
+@pytest.mark.parametrize("name", ["full", "features", "lora", "few_shot", "partial", "bitfit", "layerwise_lr", "l2_sp"])
+def test_every_value_of_a_default_space_is_allowed(name: str) -> None:
+    settings = document(model="m", data={"train": "a.csv", "test": "b.csv"}, training={"max_steps": None}, output_dir="run")
+    plan, runs = make_plan(settings, [name], [0], None, None, command="tune")
+    hyperparameter_search._check_values(read_space(default_space(runs[0].strategy, {})), plan)
 
 
 def test_bad_spaces_are_refused() -> None:
@@ -84,6 +95,60 @@ def test_a_killed_search_is_resumed_without_loss(tmp_path: Path) -> None:
     assert again == executed[7:], "finished trials are not repeated, the killed one is"
 
 
+def test_the_sampler_knows_the_defaults(tmp_path: Path) -> None:
+    """The first trial has the default settings as a point of the space, and survives a kill before it starts."""
+    settings = document(model="m", data={"train": "a.csv", "test": "b.csv"}, training={"max_steps": None}, output_dir="run")
+    plan, runs = make_plan(settings, ["features"], [0], None, None, command="tune")
+    space = read_space(default_space(runs[0].strategy, {}))
+    point = defaults_in(space, {"training": runs[0].config.training.model_dump(), "strategy": runs[0].strategy.document()})
+    assert point is not None
+    assert point["learning_rate_factor"] == 1
+    assert point["strategy.classifier"] == "trained"
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}", study_name="tune", direction="maximize")
+    study.enqueue_trial(point)
+    experiment: Any = FakeExperiment(tmp_path)
+    hyperparameter_search._run_trials(study, 3, space, plan, experiment, point)
+    assert study.trials[0].params == point
+    assert study.trials[0].user_attrs["settings"] == {}
+    assert experiment.executed == ["trial-0000", "trial-0001", "trial-0002"]
+    settings_of = [trial.user_attrs["settings"] for trial in study.trials[1:]]
+    for found in settings_of:
+        assert ("strategy.regularization" in found) == (found["strategy.classifier"] == "logistic_regression")
+
+
+def test_settings_without_effect_are_not_searched() -> None:
+    assert "strategy.regularization" not in default_space(strategy_from({"name": "features", "classifier": "trained"}), {})
+    assert "strategy.regularization" in default_space(strategy_from({"name": "features"}), {})
+    assert "strategy.classifier" not in default_space(strategy_from({"name": "features"}), {}, with_classes=False)
+    assert "training.epochs" not in default_space(strategy_from({"name": "full"}), {"max_steps": 5})
+    values = {"learning_rate_factor": 2.0, "training.epochs": 5, "strategy.classifier": "logistic_regression"}
+    assert used(values, {"name": "features"}) == {"strategy.classifier": "logistic_regression"}
+    assert used(values, [{"name": "lora"}, {"name": "l2_sp"}]) == values
+
+
+@pytest.mark.parametrize(("wrong", "is_better"), [(40, True), (2, False)])
+def test_a_gain_within_chance_keeps_the_defaults(
+    wrong: int, is_better: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defaults are wrong in some of 200 rows, the best trial in none; 20 trials were compared."""
+    labels = np.arange(200) % 2
+    predicted = {0: np.where(np.arange(200) < wrong, 1 - labels, labels), 7: labels}
+
+    def outcome(folder: Path) -> Any:
+        answer = predicted[int(folder.name.rpartition("-")[2])]
+        split = ScoredSplit({"prediction": answer, "scores": np.eye(2)[answer]}, {"labels": labels})
+        return SimpleNamespace(result={"metrics": {}}, scored=lambda _: split)
+
+    monkeypatch.setattr(search_results, "read_outcome", outcome)
+    study = optuna.create_study(direction="maximize")
+    for number in range(20):
+        study.add_trial(optuna.trial.create_trial(value=1.0 if number == 7 else 1 - wrong / 200, params={}, distributions={}))
+    task = task_from({"name": "text_classification", "labels": ["a", "b"]})
+    found, advice = search_results.judge(study, tmp_path, SimpleNamespace(task=task), "accuracy")  # type: ignore[arg-type]
+    assert found == is_better
+    assert "20 trials" in advice
+
+
 def test_bad_trials_are_pruned(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     study = optuna.create_study(storage=storage, study_name="tune", direction="maximize")
@@ -127,7 +192,9 @@ def test_the_best_settings_are_tested_once(
     assert {name for name in runs if name.startswith("trial-")} == {f"trial-{number:04}" for number in range(4)}
     assert trials.count(trials[0]) == 1, "a finished trial is not repeated"
     assert not (folder / "runs/trial-0001/predictions/test.parquet").exists()
+    assert "test" not in json.loads((folder / "runs/trial-0001/result.json").read_text())["metrics"]
     best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert done.winner or not done.best
     assert best["training"].items() >= {name.removeprefix("training."): value for name, value in done.best.items()}.items()
     assert done.rows[0].label == "defaults"
     assert done.rows[0].seeds == [0, 1]

@@ -21,6 +21,19 @@ def default_learning_rate(model: nn.Module) -> float:
     return float(f"{min(5e-4, 5e-5 * (768 / width(model)) ** 2.5):.1e}")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The strategies that trials choose from.
+
+    Attributes:
+        candidates: Their documents, with name and settings.
+        seconds: Time allowed for the trials and the training with the chosen strategy.
+    """
+
+    candidates: Sequence[Mapping[str, Any]]
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class StrategyTraits:
     """Facts about a strategy. The defaults describe full fine-tuning.
@@ -45,8 +58,11 @@ class StrategyTraits:
         default_model: Default value of `model`: a small model that suits the strategy. None: `model` must be set.
         head: The head to use if `task.head` is null. None: the head of the model family.
         learning_rate: Function that returns the peak learning rate of a model, for `learning_rate: auto`.
+        choice: The strategies that this one stands for: before training, trials replace it by one of them. None: it trains
+        itself.
         search_space: Default search space of `tune` for settings of the strategy, by dotted name, and for training settings that
         should differ from those of other strategies: a list of values, or a range `{low, high, log}`.
+        classes_space: The part of the search space that only suits tasks whose rows have classes.
     """
 
     owns_parameters: bool = False
@@ -65,7 +81,9 @@ class StrategyTraits:
     default_model: str | None = "distilbert/distilbert-base-uncased"
     head: HeadConfig | None = None
     learning_rate: Callable[[nn.Module], float] = default_learning_rate
+    choice: Choice | None = None
     search_space: Mapping[str, Any] = field(default_factory=dict)
+    classes_space: Mapping[str, Any] = field(default_factory=dict)
 
 
 def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
@@ -88,5 +106,7 @@ def combine_traits(parts: Sequence[StrategyTraits]) -> StrategyTraits:
         default_model=parts[0].default_model,
         head=next((part.head for part in parts if part.head is not None), None),
         learning_rate=rates[0] if rates else default_learning_rate,
+        choice=next((part.choice for part in parts if part.choice is not None), None),
         search_space=parts[0].search_space if len(parts) == 1 else {},  # settings of a list have no dotted names
+        classes_space=parts[0].classes_space if len(parts) == 1 else {},
     )

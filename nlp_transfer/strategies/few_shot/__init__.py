@@ -67,6 +67,14 @@ class FewShot(Strategy):
         head=HeadConfig(pooling="mean", normalize=True),  # contrastive training compares cosines
         # Lower than in full fine-tuning, since the head starts as a nearest-mean classifier.
         learning_rate=lambda model: 0.7 * default_learning_rate(model),
+        search_space={
+            "strategy.epochs": ["auto", 0.0, 1.0, 3.0],
+            "strategy.learn_labels": [True, False],
+        },
+        classes_space={
+            "strategy.classifier": ["trained", "logistic_regression"],
+            "strategy.regularization": {"low": 0.001, "high": 10.0, "log": True},
+        },
     )
 
     compare: Annotated[Literal["contrastive", "cosine"], UsedWith(epochs=Not(0))] = "contrastive"
