@@ -43,9 +43,9 @@ class TextClassifier(ClassifierMixin, FineTunedEstimator):
         if (missing := pd.isna(labels)).any():
             found = f"{missing.sum()} of {len(missing)} labels are missing (y contains NaN or None)"
             raise UserError(f"y: {found}; allowed: a label for each row")
-        check_classification_targets(labels)
         if len(kinds := sorted({type(label).__name__ for label in labels.tolist()})) > 1 and "str" in kinds:
             raise UserError(f"y: found labels of the types {', '.join(kinds)}; allowed: labels of one type")
+        check_classification_targets(labels)
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise UserError(f"y: found one class, {self.classes_[0]}; allowed: at least two classes, each in a row of weight > 0")
