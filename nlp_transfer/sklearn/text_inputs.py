@@ -34,9 +34,20 @@ def read_texts(estimator: Any, X: Any, reset: bool = False) -> np.ndarray:
         raise UserError(f"X: found {cells.shape[1]} columns; allowed: {ALLOWED}")
     for (row, column), cell in np.ndenumerate(cells):
         if not isinstance(cell, str):
-            place = f", column {column}" if cells.shape[1] > 1 else ""
-            raise UserError(f"X, row {row}{place}: found {shorten(cell)} ({type(cell).__name__}); allowed: a text")
+            raise UserError(f"{_place(cells, row, column)}: found {shorten(cell)} ({type(cell).__name__}); allowed: a text")
     return cells
+
+
+def check_not_empty(texts: np.ndarray) -> None:
+    """Raise a UserError for the first empty text in an array of shape (rows, columns)."""
+    for (row, column), cell in np.ndenumerate(texts):
+        if not cell.strip():
+            raise UserError(f"{_place(texts, row, column)}: found an empty text; allowed: a text that is not empty")
+
+
+def _place(cells: np.ndarray, row: int, column: int) -> str:
+    """Return a position as an index from 0, as scikit-learn and pandas count."""
+    return f"X[{row}, {column}]" if cells.shape[1] > 1 else f"X[{row}]"
 
 
 def as_rows(texts: np.ndarray) -> Rows:

@@ -33,6 +33,9 @@ class _Console(Console):
 console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+PACKAGE = __name__.split(".")[0]
+
+
 class Level(IntEnum):
     """How much is printed."""
 
@@ -81,13 +84,14 @@ def prints(level: Level) -> bool:
 
 
 def _hide_library_bars(exits: ExitStack) -> None:
-    """Hide the progress bars of libraries that are loaded, and the advice of transformers."""
-    if logging := sys.modules.get("transformers.utils.logging"):
-        exits.callback(logging.set_verbosity, logging.get_verbosity())
-        logging.set_verbosity_error()
-        if logging.is_progress_bar_enabled():
-            exits.callback(logging.enable_progress_bar)
-            logging.disable_progress_bar()
+    """Hide the progress bars of libraries that are loaded, the advice of transformers and the retries of the hub."""
+    for name in ("transformers.utils.logging", "huggingface_hub.utils.logging"):
+        if logging := sys.modules.get(name):
+            exits.callback(logging.set_verbosity, logging.get_verbosity())
+            logging.set_verbosity_error()
+    if (logging := sys.modules.get("transformers.utils.logging")) and logging.is_progress_bar_enabled():
+        exits.callback(logging.enable_progress_bar)
+        logging.disable_progress_bar()
     for name in ("huggingface_hub.utils", "datasets.utils"):
         library = sys.modules.get(name)
         if library is not None and not library.are_progress_bars_disabled():
@@ -114,9 +118,17 @@ def say(*lines: str, level: Level = Level.NORMAL) -> None:
     for line in lines:
         is_warning = line.startswith("warning:")
         if is_warning and _as_warnings.get() and is_main():
-            warnings.warn(shown(line).removeprefix("warning: "), stacklevel=2)
+            warnings.warn(shown(line).removeprefix("warning: "), stacklevel=_depth_of_caller())
         if prints(min(level, Level.QUIET) if is_warning else level):
             console.print(shown(line), style="yellow" if is_warning else None, markup=False)
+
+
+def _depth_of_caller() -> int:
+    """Return the `stacklevel` of the innermost frame outside this package, seen from the function that calls this one."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] == PACKAGE:
+        depth, frame = depth + 1, frame.f_back
+    return depth
 
 
 @contextmanager

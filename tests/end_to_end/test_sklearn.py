@@ -2,6 +2,7 @@
 
 import pickle
 import pickletools
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
@@ -25,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from transformers import AutoModel, AutoTokenizer
 
-from nlp_transfer import load_predictor
+from nlp_transfer import load_embedder, load_predictor
 from nlp_transfer.sklearn import MultiLabelTextClassifier, TextClassifier, TextEncoder, TextRegressor
 from tests.builders import refused, sentiment_rows
 from tests.helpers.number_texts import NumberClassifier, NumberEncoder
@@ -260,18 +262,80 @@ def test_settings_by_dotted_name(model: str) -> None:
         TextClassifier(model, settings={"training.max_stepz": 1}).fit(TEXTS, LABELS)
 
 
+def test_settings_that_fit_determines_are_refused(model: str) -> None:
+    """For example, other labels would permute the probabilities, and predictions cannot be withheld."""
+    for name, value in {
+        "task.labels": ["positive", "negative"],
+        "task.label": "other",
+        "task.abstain": 0.8,
+        "task": {"head": "family"},
+        "data.train": "other.csv",
+        "model": "other",
+        "output_dir": "other",
+    }.items():
+        with refused(f"found {name},"):
+            TextClassifier(model, settings={name: value}).fit(TEXTS, LABELS)
+
+
+def test_predict_applies_the_threshold(model: str) -> None:
+    settings = {"task.positive": "negative", "task.threshold": 0.3}
+    fitted = TextClassifier(model, "prototypes", settings=settings).fit(TEXTS, LABELS)
+    probability = fitted.predict_proba(TEXTS)[:, 0]
+    assert ((probability >= 0.3) != (probability >= 0.5)).any()
+    assert list(fitted.predict(TEXTS)) == np.where(probability >= 0.3, "negative", "positive").tolist()
+    assert list(fitted.predict(TEXTS)) == [row["prediction"] for row in fitted.predictor_(TEXTS)]
+
+
+def test_encoder_of_a_run_keeps_its_length(model: str, tmp_path: Path) -> None:
+    """A fine-tuned model is found in its run folder; the length of its inputs survives pickling."""
+    TextClassifier(model, "features", epochs=1, max_length=4, output_dir=tmp_path / "run").fit(TEXTS, LABELS)
+    texts = ["good film", "a very good film and a very bad plot"]
+    encoder = TextEncoder(tmp_path / "run").fit(texts)
+    np.testing.assert_allclose(encoder.transform(texts), load_embedder(tmp_path / "run")(texts), atol=1e-6)
+    longer = TextEncoder(model).fit_transform(texts)
+    assert np.abs(longer - encoder.transform(texts)).max(1)[1] > 1e-3
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(encoder)).transform(texts), encoder.transform(texts), atol=1e-6)
+    for source, length in ((tmp_path / "run", 9), (model, 1000)):
+        with refused("max_length", str(length)):
+            TextEncoder(source, max_length=length).fit(texts)
+
+
+def test_incomplete_encoder_is_refused(model: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "damaged"))
+    weights = load_file(folder / "model.safetensors")
+    missing = next(name for name in weights if "attention.self.query.weight" in name)
+    weights.pop(missing)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with refused("no weights", "query.weight"):
+        TextEncoder(folder).fit(TEXTS)
+
+
+def test_warnings_name_the_line_of_the_caller(model: str) -> None:
+    with pytest.warns(UserWarning, match="optimizer steps") as raised:
+        TextClassifier(model, LINEAR | {"classifier": "trained"}, epochs=1).fit(TEXTS, LABELS)
+    assert {Path(warning.filename) for warning in raised if "optimizer steps" in str(warning.message)} == {Path(__file__)}
+
+
 def test_wrong_input_is_refused(model: str) -> None:
     classifier = TextClassifier(model, "prototypes")
     for inputs, facts in (
         ("a single text", ("X",)),
-        ([1, 2], ("X, row 0", "1", "int")),
-        (["a", None], ("X, row 1", "None")),
+        ([1, 2], ("X[0]", "1", "int")),
+        (["a", None], ("X[1]", "None")),
+        ([("a", "b"), ("a", " ")], ("X[1, 1]", "empty")),
         ([("a", "b", "c")] * 2, ("3 columns",)),
     ):
         with refused(*facts):
             classifier.fit(inputs, ["x", "y"])
     with refused("one class"):
         classifier.fit(["a", "b"], ["x", "x"])
+    for missing in (None, np.nan, pd.NA):
+        with refused("1 of 3 labels"):
+            classifier.fit(["a", "b", "c"], pd.Series(["x", missing, "y"]))
+    with refused("int", "str"):
+        classifier.fit(["a", "b"], np.array([1, "x"], object))
+    with refused("'x|y'", "a list of labels"):
+        MultiLabelTextClassifier(model).fit(["a", "b"], ["x|y", "y"])
     with pytest.raises(ValueError, match="zero"):
         classifier.fit(["a", "b"], ["x", "y"], sample_weight=[0, 0])
     with refused("pooling", "sum"):
