@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from nlp_transfer.settings.base_settings import Document, Settings
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
@@ -62,9 +63,17 @@ def read_space(document: Any) -> Space:
 def default_space(strategy: Strategy, training: Mapping[str, Any]) -> Document:
     """Return the default search space of a strategy: what all strategies share, and its `traits.search_space`.
 
+    Settings that differ from their default are not searched. Default values are searched even if the user gives them, since
+    `init` writes the first settings into its file.
+
     Args:
-        training: the training settings of the user, which are not searched.
+        strategy: the strategy with the settings of the user.
+        training: the training settings of the user.
     """
+    changed = {f"training.{name}" for name, value in training.items() if value != TrainingConfig.model_fields[name].default}
+    changed |= {
+        f"strategy.{name}" for name, field in type(strategy).model_fields.items() if getattr(strategy, name) != field.default
+    }
     space: Document = {}
     if strategy.traits.takes_steps:
         space = {
@@ -72,10 +81,10 @@ def default_space(strategy: Strategy, training: Mapping[str, Any]) -> Document:
             "training.epochs": ["auto", 5, 10],
             "training.batch_size": [16, 32, 64],
         }
-        if training.get("learning_rate", "auto") != "auto":
+        if "training.learning_rate" in changed:
             del space[FACTOR]
     space |= strategy.traits.search_space
-    return {name: value for name, value in space.items() if name.removeprefix("training.") not in training}
+    return {name: value for name, value in space.items() if name not in changed}
 
 
 def examples(space: Space) -> list[tuple[str, Any]]:
