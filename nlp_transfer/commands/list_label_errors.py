@@ -80,7 +80,7 @@ def command(source: Path, output: Path | None, rank_by: Any, show: int, overwrit
         f"{len(errors.rows):,} of {len(table):,} rows have a label that is probably wrong, or are hard for the model, which "
         f"predicts the given label of {percent(agreed, len(table))};"
         " the weaker the model, the more rows in the list have a correct label",
-        f"the list is in {path}; `row` counts from 1 and includes the header, as in a spreadsheet",
+        f"the list is in {path}",
     )
     with writing_stdout():
         counts = {

@@ -10,13 +10,15 @@ import pytest
 import yaml
 
 from nlp_transfer import tune
+from nlp_transfer.commands.init import PROPOSED
 from nlp_transfer.experiments import hyperparameter_search
 from nlp_transfer.experiments.experiment import Experiment
 from nlp_transfer.experiments.hyperparameter_search import Pruning
 from nlp_transfer.experiments.plan import make_plan
 from nlp_transfer.experiments.runs import Outcome, Pruned
-from nlp_transfer.experiments.search_space import default_space, read_space
+from nlp_transfer.experiments.search_space import FACTOR, default_space, read_space
 from nlp_transfer.settings import registry
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from tests.builders import Killed, document, refused
 
@@ -29,6 +31,18 @@ def test_every_default_space_is_valid(name: str) -> None:
     assert "training.batch_size" not in space, "what the user sets is not searched"
     if space:
         assert set(read_space(space)) == set(space)
+
+
+def test_changed_settings_are_not_searched() -> None:
+    """But defaults are, as those that `init` writes."""
+    defaults = {name: getattr(TrainingConfig(), name) for name in PROPOSED["training"]}
+    for name, setting in (("lora", "strategy.r"), ("full", "training.epochs"), ("features", "training.epochs")):
+        space = default_space(strategy_from({"name": name}), {})
+        assert {setting, FACTOR} <= set(space)
+        assert default_space(strategy_from({"name": name}), defaults) == space
+    assert "strategy.r" not in default_space(strategy_from({"name": "lora", "r": 4}), {})
+    changed = {"epochs": 4, "learning_rate": 1e-3}
+    assert set(default_space(strategy_from({"name": "full"}), changed)) == {"training.batch_size"}
 
 
 def test_bad_spaces_are_refused() -> None:
