@@ -14,11 +14,11 @@ TEXT_WIDTH = 100  # characters of a text in the terminal
 
 
 @click.command("label-errors")
-@click.argument("source", metavar="RUN|TABLE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN|FOLDER|TABLE", type=click.Path(path_type=Path))
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="File for the list (.csv, .tsv, .jsonl or .parquet).  [default: label_errors.csv in RUN, or beside TABLE]",
+    help="File for the list (.csv, .tsv, .jsonl or .parquet).  [default: label_errors.csv in the folder, or beside TABLE]",
 )
 @click.option(
     "--rank-by",
@@ -33,7 +33,8 @@ def command(source: Path, output: Path | None, rank_by: Any, show: int, overwrit
     """List rows whose label is probably wrong.
 
     Applies confident learning (Northcutt et al. 2021) to predictions of rows that the model was not trained on: the validation
-    split of a finished RUN, or a TABLE such as the out_of_fold.parquet of cross-validate, which covers all training rows.
+    split of a finished RUN, the out-of-fold predictions in the folder of a cross-validation, which cover all training rows, or
+    a TABLE of such predictions.
     Prints the worst rows, and writes all to a file, with the suggested label of each. Counts are printed as JSON.
     """
     with importing():
@@ -74,11 +75,18 @@ def command(source: Path, output: Path | None, rank_by: Any, show: int, overwrit
     if worst:
         rows = [(text if len(text) <= TEXT_WIDTH else f"{text[:TEXT_WIDTH]}...", *cells) for text, *cells in worst]
         show_table("likely label errors", ["text", "given", "suggested", "probability of given", "of suggested"], rows)
+    agreed = int((table.probabilities.argmax(1) == table.given).sum())
     say(
-        f"{len(errors.rows):,} of {len(table):,} rows have a label that is probably wrong; estimated share of wrong labels: "
-        f"{percent(errors.noise_share)}",
+        f"{len(errors.rows):,} of {len(table):,} rows have a label that is probably wrong, or are hard for the model, which "
+        f"predicts the given label of {percent(agreed, len(table))};"
+        " the weaker the model, the more rows in the list have a correct label",
         f"the list is in {path}",
     )
     with writing_stdout():
-        counts = {"rows": len(table), "label_errors": len(errors.rows), "estimated_noise_share": round(errors.noise_share, 6)}
+        counts = {
+            "rows": len(table),
+            "label_errors": len(errors.rows),
+            "estimated_noise_share": round(errors.noise_share, 6),
+            "model_accuracy": round(agreed / len(table), 6),
+        }
         print(to_json(counts), flush=True)

@@ -1,5 +1,6 @@
 """Shared command-line options, flags with several values, and help that lists the settings of a command."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from nlp_transfer.commands.unknown_flags import check_flags
 from nlp_transfer.utils.environment import importing
 from nlp_transfer.utils.errors import UserError
 
@@ -207,6 +209,11 @@ class SettingsHelp(click.Command):
         names = dict.fromkeys(name for name, _, _ in all_settings() if takes(command, name))
         return items + [CompletionItem(f"--{name}") for name in names if f"--{name}".startswith(incomplete)]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            check_flags(self, ctx, args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         if LEVEL not in ctx.meta:
             return super().invoke(ctx)
@@ -223,7 +230,9 @@ class SettingsHelp(click.Command):
         settings = [setting for setting in all_settings() if takes(command, setting[0])]
         title = "Settings, as --NAME VALUE [default]"
         if self._takes_all() and not ctx.meta.get(SHOW_ALL):
-            first = {name: (name, default, text) for name, default, text in reversed(settings) if name in FIRST_SETTINGS}
+            # Several tasks may have a setting of the same name; the text that begins with no task is that of the default task.
+            general = [setting for setting in settings if not re.match(r"[a-z_]+: ", setting[2])]
+            first = {setting[0]: setting for setting in reversed([*general, *settings])}
             settings = [first[name] for name in FIRST_SETTINGS if name in first]
             title = "The first settings, as --NAME VALUE [default]; --help-all lists all"
         with formatter.section(title):

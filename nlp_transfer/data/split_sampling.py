@@ -39,7 +39,7 @@ def describe_repeats(keys: dict[str, np.ndarray], exact: Callable[[str], np.ndar
     for role, split_keys in keys.items():
         if repeated := _repeats(split_keys):
             near = repeated - _repeats(exact(role)) if exact else 0
-            notes.append(f"{role}: {repeated} of {len(split_keys)} rows repeat the input of another row{_near(near)}")
+            notes.append(f"{role}: {repeated:,} of {len(split_keys):,} rows repeat the input of another row{_near(near)}")
     roles = list(keys)
     for i, first in enumerate(roles):
         for second in roles[i + 1 :]:

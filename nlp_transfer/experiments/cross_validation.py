@@ -22,14 +22,14 @@ from nlp_transfer.experiments.experiment import (
 from nlp_transfer.experiments.plan import Plan, make_plan
 from nlp_transfer.experiments.runs import Outcome
 from nlp_transfer.experiments.summary_rows import Summary, SummaryRow, first_characters, mean_metrics
-from nlp_transfer.saved_models.layout import PREDICTIONS
+from nlp_transfer.saved_models.layout import OUT_OF_FOLD, PREDICTIONS
 from nlp_transfer.settings.base_settings import Document
 from nlp_transfer.settings.schema import RunConfig
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError, shorten
 
-OUT_OF_FOLD, TEST = "out_of_fold.parquet", "test"
+TEST = "test"
 Outcomes = Mapping[tuple[str, int, int], Outcome]
 """The outcome of each run by strategy label, seed and fold."""
 
@@ -105,7 +105,7 @@ def cross_validate(
         higher = scorer.higher_is_better(experiment.metric)
         advice = _advice(rows, experiment.metric, higher, folds, repeats)
         summary = Summary(rows, advice, experiment.metric, TEST, higher, "cross_validation")
-        lines = _notes(plan, rows)
+        lines = _notes(plan, rows, folder)
         write_results(folder, summary, seeds, lines, heading="Cross-validation")
         _write_predictions(folder, plan, outcomes)
     show_results(folder, summary, lines)
@@ -199,13 +199,13 @@ def _row(
     )
 
 
-def _notes(plan: Plan, rows: Sequence[SummaryRow]) -> list[str]:
+def _notes(plan: Plan, rows: Sequence[SummaryRow], folder: Path) -> list[str]:
     repeated = "" if len(plan.seeds) == 1 else f", repeated {len(plan.seeds)} times (seeds {', '.join(map(str, plan.seeds))})"
     lines = [
         f"means over {plan.folds} folds{repeated}; sd: standard deviation over the folds",
         "95 % intervals and p with the variance of Nadeau and Bengio (2003), since the training rows of the folds overlap",
         "this test is conservative: in simulations, equal strategies differed significantly in 1 to 2 % of the cases, not in 5 %",
-        f"the prediction of each row is in {OUT_OF_FOLD}",
+        f"the prediction of each row is in {folder / OUT_OF_FOLD}",
     ]
     return lines + [f"{row.label}: {row.note}" for row in rows if row.note]
 

@@ -1,6 +1,7 @@
 """Execute the runs of an experiment (a comparison, a cross-validation or a search) one after the other, in a locked folder."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.distributed import world_size
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, shorten
+from nlp_transfer.utils.interrupts import Interrupted
 
 SHARED_SETTINGS = "settings.json"  # in the folder of an experiment
 STRATEGY_SETTINGS = "strategy.json"  # in the folder of each run
@@ -151,7 +153,11 @@ def open_experiment(
         with locked_folder(folder):
             _check_same(folder, plan, first, splits, strategy_documents(plan, runs), search)
             metric = first.task.scorer.compare_by(first.config.training.best_metric)
-            yield Experiment(folder, server, metric, split, plan.run_count, keep_models)
+            try:
+                yield Experiment(folder, server, metric, split, plan.run_count, keep_models)
+            except KeyboardInterrupt as error:
+                kept = f"finished runs are kept in {folder}; to continue, run the same command again"
+                raise Interrupted(getattr(error, "number", signal.SIGINT), kept) from error
 
 
 def _check_same(folder: Path, plan: Plan, run: Run, splits: Splits, strategies: dict[str, Any], search: Document | None) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from nlp_transfer.settings.applicability import NO_STEPS, UsedWith, unused_fields
 from nlp_transfer.settings.base_settings import Document, Settings
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import Strategy, strategy_from
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
@@ -63,12 +64,19 @@ def read_space(document: Any) -> Space:
 def default_space(strategy: Strategy, training: Mapping[str, Any], with_classes: bool = True) -> Document:
     """Return the default search space of a strategy: what all strategies share, and what its traits add.
 
-    Settings that the user gave are not searched.
+    Settings that differ from their default are not searched. Default values are searched even if the user gives them, since
+    `init` writes the first settings into its file.
 
     Args:
+        strategy: the strategy with the settings of the user.
         training: the training settings of the user.
         with_classes: whether the rows of the task have classes.
     """
+    changed = {f"training.{name}" for name, value in training.items() if value != _default(TrainingConfig, name)}
+    settings_class = type(strategy)
+    changed |= {
+        f"strategy.{name}" for name in settings_class.model_fields if getattr(strategy, name) != _default(settings_class, name)
+    }
     space: Document = {}
     if strategy.traits.takes_steps:
         space = {
@@ -76,12 +84,11 @@ def default_space(strategy: Strategy, training: Mapping[str, Any], with_classes:
             "training.epochs": ["auto", 5, 10],
             "training.batch_size": [16, 32, 64],
         }
-        if training.get("learning_rate", "auto") != "auto":
+        if "training.learning_rate" in changed:
             del space[FACTOR]
     space |= {**strategy.traits.search_space, **(strategy.traits.classes_space if with_classes else {})}
-    given = {f"training.{name}" for name in training} | {f"strategy.{name}" for name in strategy.model_fields_set}
-    given |= {"training.epochs"} if training.get("max_steps") is not None else set()
-    space = {name: value for name, value in space.items() if name not in given}
+    changed |= {"training.epochs"} if training.get("max_steps") is not None else set()
+    space = {name: value for name, value in space.items() if name not in changed}
     searched = {name.removeprefix("strategy.") for name in space}
     conditions = {
         f"strategy.{name}": condition.values.keys()
@@ -91,6 +98,10 @@ def default_space(strategy: Strategy, training: Mapping[str, Any], with_classes:
     }
     unused = unused_fields(strategy, "strategy")  # such as the penalty of a classifier that the user did not choose
     return {name: value for name, value in space.items() if name not in unused or conditions[name] & searched}
+
+
+def _default(settings_class: type[Settings], name: str) -> Any:
+    return settings_class.model_fields[name].get_default(call_default_factory=True)
 
 
 def defaults_in(space: Space, settings: Mapping[str, Any]) -> dict[str, Any] | None:

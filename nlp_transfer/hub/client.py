@@ -6,6 +6,7 @@ cache, fill the memory, do not end, or are malformed (see `responses`). Outside 
 code in the process is not affected. If the user has set a client factory, it still creates the clients.
 """
 
+import logging
 import re
 import threading
 import time
@@ -21,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http, httpx
 
 from nlp_transfer.hub.responses import NAME, find_fault, shape_of
+from nlp_transfer.utils.console import say_once
 from nlp_transfer.utils.errors import UserError, first_line
 
 READ_TIMEOUT = 120.0  # seconds to connect, and to wait for the next chunk of a response
@@ -163,6 +165,26 @@ def guarded(purpose: str) -> Iterator[Operation]:
                     setattr(constants, name, value)
 
 
+class _Retries(logging.Filter):
+    """Replaces the two lines that huggingface_hub logs for every attempt by one line for all of them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not (text := record.getMessage()).startswith("Retrying in") and "thrown while requesting" not in text:
+            return True
+        say_once(f"{constants.ENDPOINT} cannot be reached; trying again for half a minute")
+        return False
+
+
+@contextmanager
+def _one_line_for_retries() -> Iterator[None]:
+    logger, retries = logging.getLogger(_http.__name__), _Retries()
+    logger.addFilter(retries)
+    try:
+        yield
+    finally:
+        logger.removeFilter(retries)
+
+
 @contextmanager
 def asking(purpose: str) -> Iterator[None]:
     """Guard all requests to hubs within the context, and convert all errors except UserErrors to HubErrors.
@@ -173,7 +195,7 @@ def asking(purpose: str) -> Iterator[None]:
     Raises:
         HubError: the hub did not respond, or its response was refused or not understood.
     """
-    with guarded(purpose) as operation:
+    with guarded(purpose) as operation, _one_line_for_retries():
         try:
             yield
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nlp_transfer.data.sources.table_reader import read_table
-from nlp_transfer.saved_models.layout import PREDICTIONS
+from nlp_transfer.saved_models.layout import OUT_OF_FOLD, PREDICTIONS
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import Problems, UserError, shorten
 
@@ -52,17 +52,21 @@ def read_label_predictions(source: Path) -> LabelPredictions:
     with several strategies or in several repeats, the probabilities are averaged.
 
     Args:
-        source: A run folder or a table.
+        source: The folder of a run or of a cross-validation, or a table.
 
     Raises:
         UserError: There is no such table, or it has no probabilities of single labels.
     """
     path = source
-    if source.is_dir() and not (path := source / PREDICTIONS / "validation.parquet").exists():
-        raise UserError(
-            f"{source}: contains no {PREDICTIONS}/validation.parquet; allowed: a finished run with a validation split "
-            "(data.validation or data.validation_share), or a table of held-out predictions"
-        )
+    if source.is_dir():
+        held_out = [source / OUT_OF_FOLD, source / PREDICTIONS / "validation.parquet"]
+        if not (found := [path for path in held_out if path.exists()]):
+            raise UserError(
+                f"{source}: contains no {PREDICTIONS}/validation.parquet or {OUT_OF_FOLD}; allowed: a finished run with a "
+                "validation split (data.validation or data.validation_share), a finished cross-validation, or a table of "
+                "held-out predictions"
+            )
+        path = found[0]
     columns: dict[str, list[Any]] = {}
     for batch in read_table(path, DataConfig()):
         for name, cells in batch.columns.items():

@@ -27,6 +27,7 @@ from nlp_transfer.utils.console import number, percent
 
 MOST_CONFUSIONS, MOST_ERRORS, MOST_EXAMPLES = 25, 25, 5
 HEAT_MAP_LABELS = 20  # up to which the whole confusion matrix is drawn
+POOR_CALIBRATION = 0.05  # expected calibration error above which the report names the setting that corrects it
 BARS = 20  # classes in a bar chart
 
 
@@ -202,10 +203,12 @@ def _calibration(run: RunRecords, predictions: Predictions) -> Section | None:
     if found is None:
         return None
     plot = to_svg(reliability_diagram(found[0]), f"reliability diagram, {run.name}")
+    uncalibrated = run.settings.get("task", {}).get("calibrate") is False and found[0].error > POOR_CALIBRATION
+    advice = ["to correct the probabilities after training: task.calibrate: true"] if uncalibrated else []
     caption = "reliability diagram: bars on the dashed line are calibrated"
     return Section(
         "calibration", "Calibration of probabilities",
-        [Lines(lines=calibration_lines(*found)), Plots(figures=[Plot(caption, plot)])],
+        [Lines(lines=[*calibration_lines(*found), *advice]), Plots(figures=[Plot(caption, plot)])],
     )  # fmt: skip
 
 

@@ -220,7 +220,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     while remaining:
         flag = remaining.pop(0)
         if not flag.startswith("--") or len(flag) == 2:
-            raise UserError(f"found {flag!r}; allowed: settings by dotted name, such as --training.epochs 5")
+            raise UserError(f"found {flag!r}; allowed: settings by dotted name, such as --training.epochs 5 or --data.test FILE")
         name, equals, value = flag[2:].partition("=")
         if not equals:
             if not remaining or remaining[0].startswith("--"):

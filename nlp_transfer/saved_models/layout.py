@@ -3,6 +3,7 @@
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS
 
 PREDICTIONS = "predictions"
+OUT_OF_FOLD = "out_of_fold.parquet"  # in the folder of a cross-validation
 DATA_FACTS = "data_facts.json"
 REPORT = "report.html"
 STRATEGY_CHOICE = "strategy_choice.json"

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from nlp_transfer.data.sources import HUB_MODEL, ModelSource, check_recorded_model, find_model
+from nlp_transfer.data.sources import ModelSource, check_recorded_model, find_model, hub_model
 from nlp_transfer.data.sources.portable_paths import mapping
 from nlp_transfer.hub.client import asking
 from nlp_transfer.models.checkpoint import Checkpoint, forbid_new_parameters
@@ -68,7 +68,7 @@ def find_adapter(path: Path) -> Path | None:
 
 def hub_adapter(model: str) -> Path | None:
     """Download an adapter of this toolkit from a hub and return its folder; None if `model` is not such an adapter."""
-    match = HUB_MODEL.match(model)
+    match = hub_model(model)
     if match is None or "/" not in model or os.path.exists(expand(model)):
         return None
     from huggingface_hub import hf_hub_download, snapshot_download

@@ -15,6 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 from nlp_transfer import cross_validate, fine_tune
 from nlp_transfer.data.split_sampling import draw_folds
 from nlp_transfer.evaluation.resampled_t_test import fold_mean
+from nlp_transfer.experiments.experiment import Experiment
+from nlp_transfer.utils.interrupts import Interrupted
 from tests.builders import document, read_table, refused, rows, sentiment_rows, write
 
 
@@ -102,6 +104,19 @@ def test_metrics_equal_those_of_cross_val_score(tmp_path: Path, tiny: dict[str, 
     assert again.metrics["test"] == scores[1], "the record of a fold repeats its run"
     with refused("--output", "folds: 3 before, 4 now"):
         cross_validate(settings, folds=4)
+
+
+@pytest.mark.process
+def test_ctrl_c_says_how_to_continue(tmp_path: Path, tiny: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Experiment, "execute", interrupt)
+    train = write(tmp_path / "train.csv", sentiment_rows(20))
+    settings = document(model=tiny["bert"], data={"train": train}, output_dir=tmp_path / "run")
+    with pytest.raises(Interrupted, match="run-cross-validation") as interrupted:
+        cross_validate(settings, folds=2)
+    assert interrupted.value.status == 130
 
 
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from nlp_transfer.cli import cli
 from nlp_transfer.commands.options import FIRST_SETTINGS
+from nlp_transfer.commands.unknown_flags import check_flags
+from nlp_transfer.settings import registry
 from nlp_transfer.settings.validation import all_settings
+from tests.builders import refused
 
 
 def shown(*arguments: str) -> str:
@@ -38,6 +42,38 @@ def test_train_lists_the_first_settings_or_all() -> None:
     assert {name for name in names if f"--{name} [" in first} == set(FIRST_SETTINGS)
     assert {name for name in names if f"--{name} [" in everything} == names
     assert "--help-all" not in shown("evaluate", "--help")
+
+
+def test_first_settings_are_described_for_the_default_task() -> None:
+    lines = shown("train", "--help").splitlines()
+    for name in ("task.text", "task.label"):
+        [line] = [line for line in lines if f"--{name} [" in line]
+        assert not any(f" {task}: " in line for task in registry.names("task")), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        ("cross-validate a.csv --fold 3", ["--fold", "'--folds'"]),
+        ("train a.csv --folds 3", ["--folds", "cross-validate"]),
+        ("tune a.csv --dry-run", ["--dry-run", "option of train"]),
+        ("predict runs/a --probabilitys text", ["'--probabilities'"]),
+        ("evaluate runs/a --folds=3", ["cross-validate"]),
+    ],
+)
+def test_flags_of_other_commands_are_explained(arguments: str, facts: list[str]) -> None:
+    with refused(*facts):
+        cli.main(arguments.split(), standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--strategy lora", "--output-dir x", "--training.epochs 3", "--lr 3", "--batch-size 8", "--output x"]
+)
+def test_names_of_settings_are_left_to_the_settings(flags: str) -> None:
+    for name in ("train", "tune"):
+        command = cli.commands[name]
+        if flags.split()[0] not in {flag for parameter in command.params for flag in parameter.opts}:
+            check_flags(command, click.Context(command, parent=click.Context(cli)), ["a.csv", *flags.split()])
 
 
 def test_commands_options_and_settings_are_completed() -> None:

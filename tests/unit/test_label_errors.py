@@ -103,7 +103,8 @@ def test_the_command_prints_and_writes_the_list(repeats: int, tmp_path: Path) ->
     source = table(tmp_path / "out_of_fold.parquet", repeats)
     output, shown = succeed("label-errors", source, "--rank-by", "normalized_margin")
     assert "text 3" in shown
-    assert json.loads(output)["rows"] == 60
+    counts = json.loads(output)
+    assert (counts["rows"], counts["model_accuracy"]) == (60, pytest.approx(58 / 60, abs=1e-6))
     rows = read_table(tmp_path / "label_errors.csv")
     assert sorted((row["text"], row["given_label"], row["suggested_label"]) for row in rows) == [
         ("text 3", "1", "0"), ("text 4", "0", "1"),
@@ -111,6 +112,12 @@ def test_the_command_prints_and_writes_the_list(repeats: int, tmp_path: Path) ->
     assert command("label-errors", source)[0] == 2, "the list exists"
     assert command("label-errors", source, "--overwrite", "--output", tmp_path / "label_errors.csv")[0] == 0
     assert command("label-errors", source, "--output", source, "--overwrite")[0] == 2, "the input is not replaced"
+
+
+def test_the_folder_of_a_cross_validation_is_enough(tmp_path: Path) -> None:
+    table(tmp_path / "out_of_fold.parquet")
+    assert json.loads(succeed("label-errors", tmp_path)[0])["label_errors"] == 2
+    assert len(read_table(tmp_path / "label_errors.csv")) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ import pytest
 import yaml
 
 from nlp_transfer import tune
+from nlp_transfer.commands.init import PROPOSED
 from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.experiments import hyperparameter_search, search_results
 from nlp_transfer.experiments.experiment import Experiment
 from nlp_transfer.experiments.hyperparameter_search import Pruning
 from nlp_transfer.experiments.plan import make_plan
 from nlp_transfer.experiments.runs import Outcome, Pruned
-from nlp_transfer.experiments.search_space import default_space, defaults_in, read_space, used
+from nlp_transfer.experiments.search_space import FACTOR, default_space, defaults_in, read_space, used
 from nlp_transfer.settings import registry
+from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.strategies import strategy_from
 from nlp_transfer.tasks import task_from
 from tests.builders import Killed, document, refused
@@ -40,6 +42,22 @@ def test_every_value_of_a_default_space_is_allowed(name: str) -> None:
     settings = document(model="m", data={"train": "a.csv", "test": "b.csv"}, training={"max_steps": None}, output_dir="run")
     plan, runs = make_plan(settings, [name], [0], None, None, command="tune")
     hyperparameter_search._check_values(read_space(default_space(runs[0].strategy, {})), plan)
+
+
+def test_changed_settings_are_not_searched() -> None:
+    """But defaults are, as those that `init` writes."""
+    defaults = {name: getattr(TrainingConfig(), name) for name in PROPOSED["training"]}
+    for name, setting in (("lora", "strategy.r"), ("full", "training.epochs"), ("features", "training.epochs")):
+        space = default_space(strategy_from({"name": name}), {})
+        assert {setting, FACTOR} <= set(space)
+        assert default_space(strategy_from({"name": name}), defaults) == space
+    assert "strategy.r" not in default_space(strategy_from({"name": "lora", "r": 4}), {})
+    changed = {"epochs": 4, "learning_rate": 1e-3}
+    assert set(default_space(strategy_from({"name": "full"}), changed)) == {
+        "training.batch_size",
+        "training.weight_decay",
+        "strategy.head_scale",
+    }
 
 
 def test_bad_spaces_are_refused() -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from glob import has_magic
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.checksums import sha256_of
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
-from nlp_transfer.utils.errors import BadRow, Problems, UserError, prefixed, shorten
+from nlp_transfer.utils.errors import BadRow, Problems, UserError, did_you_mean, prefixed, shorten
 
 HUB_DATA = re.compile(
     r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w.+-]+))?(#(?P<split>[\w\[\]:%+-]+))?$"
 )
 MAX_SHARED = 5000  # in columns with at most this many distinct cells, equal cells share one object
+RUNS = "runs"  # the folder of all runs, unless `output_dir` is set
 HUB_MODEL = re.compile(r"^(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?$")
 
 
@@ -73,7 +75,7 @@ def find_model(source: str) -> ModelSource:
     path = expand(source)
     if _exists(path):
         return ModelSource(source, str(_model_folder(path, source)))
-    match = HUB_MODEL.match(source)
+    match = hub_model(source)
     if match is None or source.startswith(("/", ".", "~")):
         raise UserError(
             f"model: there is no folder {shorten(source)}; allowed: a folder with a config.json, a hub id such as "
@@ -81,6 +83,27 @@ def find_model(source: str) -> ModelSource:
         )
     _check_only_on_hub("model", source, match["id"])
     return ModelSource(source, match["id"], match["revision"])
+
+
+def hub_model(source: str) -> re.Match[str] | None:
+    """Return the parts `id` and `revision` of a name that may be that of a model on the hub; None for other names.
+
+    Raises:
+        UserError: The name is the path of a run that does not exist. A mistyped run, or a command in another folder, must not
+            request somebody else's model from the hub. The name is a path if it begins with the folder of all runs, or if its
+            parent folder contains runs; a revision makes clear that the hub is meant.
+    """
+    match = HUB_MODEL.match(source)
+    parent, _, name = source.rpartition("/")
+    if match is None or match["revision"] or not parent or _exists(expand(source)):
+        return match
+    runs = [path.parent.name for path in islice(Path(parent).glob("*/config.yaml"), 1000)]
+    if runs or parent == RUNS:
+        raise UserError(
+            f"model: there is no folder {source} in {Path.cwd()}{did_you_mean(name, runs)}; allowed: a folder that exists; for a "
+            f"model on the hub: {source}@main"
+        )
+    return match
 
 
 def check_recorded_model(model: str, place: str) -> None:
