@@ -33,7 +33,7 @@ from tests.builders import columns, command, edit, refused, succeed, write
 
 LABELS = ("a", "b", "c")
 SCORER = LabelScorer("accuracy", LABELS, LABELS)
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 
 
 @pytest.fixture
