@@ -50,7 +50,7 @@ def show_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "; ".join(map(show_value, value)) or "(none)"
     if isinstance(value, dict):
-        return " ".join(inner for inner in value.values() if isinstance(inner, str))
+        return ": ".join(inner for inner in value.values() if isinstance(inner, str))
     if isinstance(value, float):
         text = number(value)
         return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
@@ -115,7 +115,9 @@ def _errors(run: RunRecords, predictions: Predictions) -> Section | None:
     several = predictions.scored.predictions["prediction"].ndim > 1
     measure = "certainty of the worst wrong label" if several else "probability"
     if not probable:
-        measure = {"labels": "wrong labels", "numbers": "error"}.get(form, "score lost")
+        measure = {"labels": "wrong labels", "numbers": "error"}.get(
+            form, f"{run.scorer.row_metric or run.scorer.best_metric} lost"
+        )
     head = ["row", *run.task.inputs, "reference", "prediction", measure]
     cells = [
         [
@@ -153,7 +155,9 @@ def _label_errors(run: RunRecords, predictions: Predictions) -> Section | None:
         f"label-errors."
     )
     title = f"the {len(cells)} least probable given labels" if len(cells) > 1 else ""
-    return Section("label-errors", "Likely label errors", [Paragraph(text=found), *([table(head, cells, title)] if cells else [])])
+    return Section(
+        "label-errors", "Likely label errors", [Paragraph(text=found), *([table(head, cells, title)] if cells else [])]
+    )
 
 
 def _origin(predictions: Predictions, row: int) -> str:

@@ -48,7 +48,9 @@ def summary_section(runs: Sequence[RunRecords]) -> Section:
                 name = split if len(runs) == 1 else f"{run.name}: {split}"
                 columns.append((name, metrics, intervals if is_analysed else {}))
     names = list(dict.fromkeys(name for _, metrics, _ in columns for name in metrics if not _is_bound(name, metrics)))
-    same = [name for name in names if _is_micro(name) and all(values.get(name) == values.get("accuracy") for _, values, _ in columns)]
+    same = [
+        name for name in names if _is_micro(name) and all(values.get(name) == values.get("accuracy") for _, values, _ in columns)
+    ]
     names = [name for name in names if name not in same]
     head, rows = ["metric"], [[name] for name in names]
     for title, values, bounds in columns:
@@ -63,6 +65,8 @@ def summary_section(runs: Sequence[RunRecords]) -> Section:
         notes.insert(0, f"{', '.join(same)}: equal to accuracy, since each row has exactly one label")
     if any(intervals for _, _, intervals in columns):
         notes.insert(0, "intervals are over the rows of the split, for this model; other seeds vary in addition")
+    if len({_scored_rows(run) for run in runs}) > 1:
+        notes.insert(0, "warning: the runs were scored on different rows, so their metrics cannot be compared")
     if runs[0].metrics.get("validation"):
         notes.append("the validation split selected the best weights, so its metrics are slightly too high")
     return Section("metrics", "Metrics", [*blocks, Lines(lines=notes)])
@@ -156,6 +160,14 @@ def settings_section(runs: Sequence[RunRecords]) -> Section:
 
 def _names(runs: Sequence[RunRecords]) -> list[str]:
     return [run.name for run in runs] if len(runs) > 1 else ["value"]
+
+
+def _scored_rows(run: RunRecords) -> int | None:
+    """Return a number that differs between runs whose analysed predictions have different inputs or references."""
+    if run.predictions is None:
+        return None
+    columns = run.predictions.columns
+    return hash(str([columns[name] for name in (*run.task.inputs, "reference") if name in columns]))
 
 
 def _is_bound(name: str, metrics: Mapping[str, float]) -> bool:
