@@ -115,9 +115,8 @@ def _errors(run: RunRecords, predictions: Predictions) -> Section | None:
     several = predictions.scored.predictions["prediction"].ndim > 1
     measure = "certainty of the worst wrong label" if several else "probability"
     if not probable:
-        measure = {"labels": "wrong labels", "numbers": "error"}.get(
-            form, f"{run.scorer.row_metric or run.scorer.best_metric} lost"
-        )
+        lost = f"{run.scorer.row_metric or run.scorer.best_metric} lost"
+        measure = {"labels": "wrong labels", "numbers": "error"}.get(form, lost)
     head = ["row", *run.task.inputs, "reference", "prediction", measure]
     cells = [
         [
@@ -150,14 +149,13 @@ def _label_errors(run: RunRecords, predictions: Predictions) -> Section | None:
         for row, suggested in zip(errors.rows[:MOST_ERRORS], errors.suggested, strict=False)
     ]
     found = (
-        f"{len(errors.rows):,} of {len(given):,} rows of {predictions.split} have a label that is probably wrong, or are hard for "
-        f"the model (confident learning, Northcutt et al. 2021). To check the training rows: nlp-transfer cross-validate, then "
-        f"label-errors."
+        f"{len(errors.rows):,} of {len(given):,} rows of {predictions.split} have a label that is probably wrong, or are hard "
+        f"for the model (confident learning, Northcutt et al. 2021). To check the training rows: nlp-transfer cross-validate, "
+        f"then label-errors."
     )
     title = f"the {len(cells)} least probable given labels" if len(cells) > 1 else ""
-    return Section(
-        "label-errors", "Likely label errors", [Paragraph(text=found), *([table(head, cells, title)] if cells else [])]
-    )
+    listed = [table(head, cells, title)] if cells else []
+    return Section("label-errors", "Likely label errors", [Paragraph(text=found), *listed])
 
 
 def _origin(predictions: Predictions, row: int) -> str:
