@@ -275,4 +275,4 @@ def text_lines(run: RunRecords, predictions: Predictions) -> list[str]:
         f"{total - len(set(generated)):,} outputs repeat another output",
         f"outputs are {ratio:.2f} times as long as the references, in characters",
     ]
-    return [*lines, f"the most frequent output occurs {count:,} times: {shortened(text, 120)}"] if count > 1 else lines
+    return [*lines, f"the most frequent output occurs {count:,} times: {shortened(show_value(text), 120)}"] if count > 1 else lines
