@@ -275,4 +275,6 @@ def text_lines(run: RunRecords, predictions: Predictions) -> list[str]:
         f"{total - len(set(generated)):,} outputs repeat another output",
         f"outputs are {ratio:.2f} times as long as the references, in characters",
     ]
-    return [*lines, f"the most frequent output occurs {count:,} times: {shortened(show_value(text), 120)}"] if count > 1 else lines
+    if count > 1:
+        lines.append(f"the most frequent output occurs {count:,} times: {shortened(show_value(text), 120)}")
+    return lines

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,7 @@ def test_words_are_shown_and_measured_as_text(train: Callable[..., Any], tmp_pat
 
 
 def test_runs_on_different_rows_are_not_compared(finished: Any, tmp_path: Path) -> None:
-    first, other = RunRecords.read(finished.output_dir), RunRecords.read(finished.output_dir)
+    first, other = RunRecords.read(finished.output_dir), replace(RunRecords.read(finished.output_dir), label="other")
     assert other.predictions is not None
     write_report(tmp_path / "same.html", [first, other])
     assert "cannot be compared" not in check_page(tmp_path / "same.html").text
