@@ -172,11 +172,11 @@ def quantile_slices(values: np.ndarray) -> Slicing:
     """Divide rows by numbers into up to `QUANTILES` slices with about equally many rows, in ascending order."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, QUANTILES + 1)))
     slice_of = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(0, len(edges) - 2))
-    names = []
+    names, form = [], ".6g" if np.issubdtype(values.dtype, np.integer) or (values == np.round(values)).all() else ".3g"
     for i in range(max(1, len(edges) - 1)):
         inside = values[slice_of == i]
         low, high = (inside.min(), inside.max()) if len(inside) else (edges[i], edges[i])
-        names.append(f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}")
+        names.append(f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}")
     return Slicing(names, slice_of)
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from nlp_transfer.evaluation.error_analysis import class_scores, reliability_and_brier
-from nlp_transfer.report.error_sections import BARS, HEAT_MAP_LABELS
+from nlp_transfer.report.error_sections import HEAT_MAP_LABELS
 from nlp_transfer.report.plots import plot_style
 from nlp_transfer.report.run_plots import class_bars, confusion_heat_map, curves, reliability_diagram, scatter, to_png
 from nlp_transfer.report.run_records import RunRecords
 from nlp_transfer.utils.atomic_files import write_bytes
+
+BARS = 20  # classes in a bar chart
 
 
 def write_card_plots(folder: Path, run: RunRecords) -> list[tuple[str, str]]:

@@ -21,14 +21,13 @@ from nlp_transfer.evaluation.label_errors import find_label_errors
 from nlp_transfer.evaluation.metrics.calibration_metrics import Reliability
 from nlp_transfer.report.page_blocks import Block, Cell, Examples, Lines, Paragraph, Plot, Plots, Section, shortened, table
 from nlp_transfer.report.plots import to_svg
-from nlp_transfer.report.run_plots import class_bars, confusion_heat_map, histogram, reliability_diagram, scatter
+from nlp_transfer.report.run_plots import confusion_heat_map, histogram, reliability_diagram, scatter
 from nlp_transfer.report.run_records import Predictions, RunRecords
 from nlp_transfer.utils.console import number, percent
 
 MOST_CONFUSIONS, MOST_ERRORS, MOST_EXAMPLES = 25, 25, 5
 HEAT_MAP_LABELS = 20  # up to which the whole confusion matrix is drawn
 POOR_CALIBRATION = 0.05  # expected calibration error above which the report names the setting that corrects it
-BARS = 20  # classes in a bar chart
 
 
 def error_sections(run: RunRecords, columns: dict[str, Sequence[object]]) -> list[Section]:
@@ -48,14 +47,15 @@ def error_sections(run: RunRecords, columns: dict[str, Sequence[object]]) -> lis
 
 
 def show_value(value: Any) -> str:
-    """Return a prediction or reference as text: of objects such as entities, their texts."""
+    """Return a prediction or reference as text: of objects such as entities, their texts; numbers without trailing zeros."""
     if isinstance(value, (list, tuple)):
         return "; ".join(map(show_value, value)) or "(none)"
     if isinstance(value, dict):
-        return " ".join(inner for inner in value.values() if isinstance(inner, str))
+        return ": ".join(inner for inner in value.values() if isinstance(inner, str))
     if isinstance(value, float):
-        return number(value)
-    return "(empty)" if value in (None, "") else str(value)
+        text = number(value)
+        return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+    return "(none)" if value in (None, "") else str(value)
 
 
 def show_interval(low: float, high: float) -> str:
@@ -68,16 +68,8 @@ def _classes(run: RunRecords, predictions: Predictions) -> Section | None:
     if not scores:
         return None
     trained = run.facts.get("classes", {})
-    head = [
-        "class",
-        "precision",
-        "recall",
-        "F1",
-        f"{predictions.split} true",
-        "predicted",
-        "correct",
-        *(["train"] if trained else []),
-    ]
+    head = ["class", "precision", "recall", "F1", f"in {predictions.split}", "predicted", "correct"]
+    head += ["in train"] if trained else []
     rows = [
         [
             shortened(score.name, 80), number(score.precision), number(score.recall), Cell(number(score.f1), score.f1),
@@ -86,11 +78,7 @@ def _classes(run: RunRecords, predictions: Predictions) -> Section | None:
         ]
         for score in scores
     ]  # fmt: skip
-    shown = scores[:BARS]
-    title = "F1" if len(shown) == len(scores) else f"F1 of the {len(shown)} worst of {len(scores)} classes"
-    plot = to_svg(class_bars([score.name for score in shown], [score.f1 for score in shown], title), f"F1 by class, {run.name}")
-    blocks: list[Block] = [table(head, rows, "worst F1 first"), Plots(figures=[Plot(title, plot)])]
-    return Section("classes", "Metrics by class", blocks)
+    return Section("classes", "Metrics by class", [table(head, rows, f"{len(rows)} classes, worst F1 first")])
 
 
 def _confusions(run: RunRecords, predictions: Predictions) -> Section | None:
@@ -101,8 +89,10 @@ def _confusions(run: RunRecords, predictions: Predictions) -> Section | None:
     matrix = run.scorer.confusions(predictions.scored.predictions, predictions.scored.references)
     one_label = matrix is not None and matrix.trace() > 0
     if matrix is not None and one_label and len(matrix) <= HEAT_MAP_LABELS:
-        plot = to_svg(confusion_heat_map(matrix, run.scorer.labels), f"confusion matrix, {run.name}")
-        blocks.append(Plots(figures=[Plot("confusion matrix: rows of each true label by prediction", plot, is_wide=True)]))
+        figure = confusion_heat_map(matrix, run.scorer.labels)
+        plot = to_svg(figure, f"confusion matrix, {run.name}")
+        caption = "confusion matrix: numbers of rows; the color shows the share of the true label"
+        blocks.append(Plots(figures=[Plot(caption, plot, figure.get_figwidth())]))
     head = ["true label", "predicted label", "rows", "share of the true label"]
     rows = [
         [
@@ -123,9 +113,11 @@ def _errors(run: RunRecords, predictions: Predictions) -> Section | None:
         return None
     form = run.scorer.form
     probable = form == "labels" and bool({"confidence", "scores"} & set(predictions.scored.predictions))
-    given = predictions.scored.references.get(run.scorer.reference)
-    confidence = "probability" if given is None or given.ndim == 1 else "confidence in a wrong label"  # of several labels
-    measure = confidence if probable else {"labels": "wrong labels", "numbers": "error"}.get(form, "score lost")
+    several = predictions.scored.predictions["prediction"].ndim > 1
+    measure = "certainty of the worst wrong label" if several else "probability"
+    if not probable:
+        lost = f"{run.scorer.row_metric or run.scorer.best_metric} lost"
+        measure = {"labels": "wrong labels", "numbers": "error"}.get(form, lost)
     head = ["row", *run.task.inputs, "reference", "prediction", measure]
     cells = [
         [
@@ -159,9 +151,12 @@ def _label_errors(run: RunRecords, predictions: Predictions) -> Section | None:
     ]
     found = (
         f"{len(errors.rows):,} of {len(given):,} rows of {predictions.split} have a label that is probably wrong, or are hard "
-        f"(confident learning). To check the training rows: nlp-transfer cross-validate, then label-errors."
+        f"for the model (confident learning, Northcutt et al. 2021). To check the training rows: nlp-transfer cross-validate, "
+        f"then label-errors."
     )
-    return Section("label-errors", "Likely label errors", [Paragraph(text=found), *([table(head, cells)] if cells else [])])
+    title = f"the {len(cells)} least probable given labels" if len(cells) > 1 else ""
+    listed = [table(head, cells, title)] if cells else []
+    return Section("label-errors", "Likely label errors", [Paragraph(text=found), *listed])
 
 
 def _origin(predictions: Predictions, row: int) -> str:
@@ -283,4 +278,6 @@ def text_lines(run: RunRecords, predictions: Predictions) -> list[str]:
         f"{total - len(set(generated)):,} outputs repeat another output",
         f"outputs are {ratio:.2f} times as long as the references, in characters",
     ]
-    return [*lines, f"the most frequent output occurs {count:,} times: {shortened(text, 120)}"] if count > 1 else lines
+    if count > 1:
+        lines.append(f"the most frequent output occurs {count:,} times: {shortened(show_value(text), 120)}")
+    return lines

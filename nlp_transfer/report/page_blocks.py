@@ -62,11 +62,15 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with its caption."""
+    """A plot with its caption.
+
+    Attributes:
+        inches: Width of a plot that takes a row of its own, which determines the size of its text. None: next to others.
+    """
 
     caption: str
     svg: Markup
-    is_wide: bool = False
+    inches: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 MARKDOWN_SYNTAX = re.compile(r"[\\`*{}\[\]<>#|!&~]|(?<!\w)_|_(?!\w)")
 
@@ -27,6 +27,11 @@ def code_span(values: object) -> Markup:
     """Return a value, or each value of a list, as inline code in Markdown. Backticks become apostrophes."""
     items: Iterable[object] = values if isinstance(values, list) else [values]
     return Markup(", ".join(f"`{one_line(str(item)).replace('`', chr(39))}`" for item in items))
+
+
+def breakable(text: str) -> Markup:
+    """Return escaped text whose lines may break after underscores, so that long labels do not break elsewhere."""
+    return Markup(escape(text).replace("_", Markup("_<wbr>")))
 
 
 def render_html(template: str, **values: Any) -> str:
@@ -52,6 +57,7 @@ def _environment(autoescape: bool) -> Environment:
         autoescape=autoescape, finalize=None if autoescape else escape_markdown,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["breakable"] = breakable
     environment.filters["code"] = code_span
     environment.filters["json"] = lambda value: Markup(json.dumps(value, ensure_ascii=False))
     return environment

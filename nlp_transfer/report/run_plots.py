@@ -14,7 +14,7 @@ from nlp_transfer.report.plots import COLORS, DASHES, EDGE, MUTED
 from nlp_transfer.report.rendering import one_line
 
 WIDTH, HEIGHT = 5.2, 3.2  # inches: small, so that the text is readable on a phone
-LONGEST_LABEL = 24
+LONGEST_LABEL, LONGEST_BAR_LABEL = 24, 48  # characters
 MAX_POINTS = 2_000  # of a scatter plot
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """The x and y values of each curve by name."""
@@ -89,10 +89,10 @@ def confusion_heat_map(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
 
 def class_bars(names: Sequence[str], values: Sequence[float], title: str) -> Figure:
     """Draw a horizontal bar for each class."""
-    figure = Figure(figsize=(WIDTH, 0.7 + 0.22 * len(names)), layout="constrained")
+    figure = Figure(figsize=(1.4 * WIDTH, 0.7 + 0.22 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(range(len(names)), values, color=COLORS[0], alpha=0.8)
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(names)), [_short(name, LONGEST_BAR_LABEL) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.grid(visible=False, axis="y")
@@ -137,6 +137,6 @@ def _titles(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(one_line(y))
 
 
-def _short(label: str) -> str:
+def _short(label: str, longest: int = LONGEST_LABEL) -> str:
     text = one_line(label)
-    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

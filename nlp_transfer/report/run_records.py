@@ -113,14 +113,19 @@ class RunRecords:
     def inputs(self, row: int) -> list[str]:
         """Return the input texts of a row of `predictions`."""
         assert self.predictions is not None
-        return [str(self.predictions.columns[name][row]) for name in self.task.inputs]
+        return [input_text(self.predictions.columns[name][row]) for name in self.task.inputs]
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """Characters in the inputs of each row of `predictions`, int64 of shape (rows,)."""
         assert self.predictions is not None
         columns = [self.predictions.columns[name] for name in self.task.inputs]
-        return np.array([sum(len(str(cell)) for cell in cells) for cells in zip(*columns, strict=True)], np.int64)
+        return np.array([sum(len(input_text(cell)) for cell in cells) for cells in zip(*columns, strict=True)], np.int64)
+
+
+def input_text(cell: Any) -> str:
+    """Return the text of an input cell; words are joined by spaces."""
+    return " ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from nlp_transfer.report.run_records import RunRecords
 from nlp_transfer.security.secret_patterns import clean
 from nlp_transfer.utils.console import number
 
-QUANTILES = ("shortest", "5 %", "25 %", "median", "75 %", "95 %", "longest")
+QUANTILES = ("shortest", "5%", "25%", "median", "75%", "95%", "longest")
 TOLERANCE = 1e-4  # relative; an interval is only shown for a metric that the file of predictions reproduces
+TIMES = {"seconds": "time", "preparation_seconds": "of which preparation", "step_seconds": "of which training steps"}
 UNITS = {"_bytes": (1 << 30, "GiB"), "seconds": (1, "s")}
 
 
@@ -49,6 +50,10 @@ def summary_section(runs: Sequence[RunRecords]) -> Section:
                 name = split if len(runs) == 1 else f"{run.name}: {split}"
                 columns.append((name, metrics, intervals if is_analysed else {}))
     names = list(dict.fromkeys(name for _, metrics, _ in columns for name in metrics if not _is_bound(name, metrics)))
+    same = [
+        name for name in names if _is_micro(name) and all(values.get(name) == values.get("accuracy") for _, values, _ in columns)
+    ]
+    names = [name for name in names if name not in same]
     head, rows = ["metric"], [[name] for name in names]
     for title, values, bounds in columns:
         head += [title, "95 % interval"] if bounds else [title]
@@ -57,9 +62,13 @@ def summary_section(runs: Sequence[RunRecords]) -> Section:
             if bounds:
                 row.append(show_interval(*bounds[name]) if name in bounds else "")
     blocks: list[Block] = [table(head, rows)] if columns else [Paragraph(text="No split was scored.")]
-    notes = [f"{name}: {text}" for name, text in dict(runs[0].result.get("signatures") or {}).items()]
+    notes = [f"{name}, signature: {text}" for name, text in dict(runs[0].result.get("signatures") or {}).items()]
+    if same:
+        notes.insert(0, f"{', '.join(same)}: equal to accuracy, since each row has exactly one label")
     if any(intervals for _, _, intervals in columns):
         notes.insert(0, "intervals are over the rows of the split, for this model; other seeds vary in addition")
+    if len({_scored_rows(run) for run in runs}) > 1:
+        notes.insert(0, "warning: the runs were scored on different rows, so their metrics cannot be compared")
     if runs[0].metrics.get("validation"):
         notes.append("the validation split selected the best weights, so its metrics are slightly too high")
     return Section("metrics", "Metrics", [*blocks, Lines(lines=notes)])
@@ -120,16 +129,25 @@ def curves_section(runs: Sequence[RunRecords]) -> Section | None:
         ("loss", losses, False), (f"validation {metric}", _series(runs, metric, "validation"), True),
         ("learning rate", training["learning_rate"], False), ("gradient norm", training["grad_norm"], False),
     ):  # fmt: skip
-        if series:
+        if any(len(xs) > 1 for xs, _ in series.values()):
             svg = to_svg(curves(series, title, markers=markers), f"{title} by step, {', '.join(run.name for run in runs)}")
             plots.append(Plot(title, svg))
-    return Section("curves", "Learning curves", [Plots(figures=plots)]) if plots else None
+    blocks: list[Block] = [Plots(figures=plots)]
+    if any((run.settings.get("training") or {}).get("label_smoothing") for run in runs):
+        text = "With label smoothing, the training loss is higher than the validation loss, which is computed without it."
+        blocks.append(Paragraph(text=text, is_caption=True))
+    return Section("curves", "Learning curves", blocks) if plots else None
 
 
 def cost_section(runs: Sequence[RunRecords]) -> Section:
     """Return time, speed, memory and size."""
-    names = list(dict.fromkeys(name for run in runs for name in run.result.get("train") or {}))
-    rows = [[name.removesuffix("_bytes").replace("_", " "), *(_measure(name, run) for run in runs)] for name in names]
+    measures = [run.result.get("train") or {} for run in runs]
+    names = list(dict.fromkeys(name for each in measures for name in each))
+    if not any(each.get("best_step") for each in measures):  # 0: there was no validation
+        names = [name for name in names if name != "best_step"]
+    rows = [
+        [TIMES.get(name, name.removesuffix("_bytes").replace("_", " ")), *(_measure(name, run) for run in runs)] for name in names
+    ]
     return Section("cost", "Speed and memory", [table(["", *_names(runs)], rows)])
 
 
@@ -139,7 +157,11 @@ def settings_section(runs: Sequence[RunRecords]) -> Section:
         _flat(clean({name: run.settings.get(name) for name in ("model", "data", "task", "strategy", "training")})) for run in runs
     ]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
-    rows = [[name, *(Cell(shortened(settings.get(name, "")), is_long=True) for settings in flat)] for name in names]
+    rows = [
+        [name, *(Cell(shortened(settings.get(name, "")), is_long=True) for settings in flat)]
+        for name in names
+        if any(settings.get(name) for settings in flat)
+    ]
     blocks: list[Block] = []
     if len(runs) > 1:
         different = [row for row in rows if len({cell.text for cell in row[1:] if isinstance(cell, Cell)}) > 1]
@@ -154,8 +176,21 @@ def _names(runs: Sequence[RunRecords]) -> list[str]:
     return [run.name for run in runs] if len(runs) > 1 else ["value"]
 
 
+def _scored_rows(run: RunRecords) -> int | None:
+    """Return a number that differs between runs whose analysed predictions have different inputs or references."""
+    if run.predictions is None:
+        return None
+    columns = run.predictions.columns
+    return hash(str([columns[name] for name in (*run.task.inputs, "reference") if name in columns]))
+
+
 def _is_bound(name: str, metrics: Mapping[str, float]) -> bool:
     return name.endswith(("_low", "_high")) and name.rpartition("_")[0] in metrics
+
+
+def _is_micro(name: str) -> bool:
+    """Return whether a metric equals the accuracy by definition if each row has exactly one label."""
+    return name.endswith("_micro") or name == "recall_weighted"
 
 
 def _series(runs: Sequence[RunRecords], name: str, part: str | None = None) -> Series:
@@ -174,8 +209,7 @@ def _measure(name: str, run: RunRecords) -> str:
     if value is None:
         return ""
     unit, text = next((found for suffix, found in UNITS.items() if name.endswith(suffix)), (1, ""))
-    size = value / unit
-    return f"{f'{size:,}' if isinstance(value, int) and unit == 1 else f'{size:,.2f}'} {text}".strip()
+    return f"{value:,}" if isinstance(value, int) and not text else f"{value / unit:,.2f} {text}".strip()
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

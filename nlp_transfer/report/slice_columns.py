@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from nlp_transfer.data.sources import read_rows
-from nlp_transfer.report.run_records import RunRecords
+from nlp_transfer.report.run_records import RunRecords, input_text
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.utils.errors import UserError, shorten
 
@@ -54,7 +54,7 @@ def _from_data(run: RunRecords, split: str, names: list[str]) -> dict[str, Seque
     }
     found = [place.get((file, position or 0)) for file, position in zip(files, positions, strict=True)]
     same = [
-        i is not None and [str(rows.columns[name][i]) for name in run.task.inputs] == run.inputs(row)
+        i is not None and [input_text(rows.columns[name][i]) for name in run.task.inputs] == run.inputs(row)
         for row, i in enumerate(found)
     ]
     if not all(same):

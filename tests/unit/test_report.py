@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from nlp_transfer.evaluation.error_analysis import (
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.hub.package_contents import is_allowed
+from nlp_transfer.report.error_sections import show_value
+from nlp_transfer.report.rendering import breakable
 from nlp_transfer.report.run_records import RunRecords
 from nlp_transfer.report.run_report import write_report
 from nlp_transfer.report.slice_columns import slice_columns
@@ -33,7 +36,7 @@ from tests.builders import columns, command, edit, refused, succeed, write
 
 LABELS = ("a", "b", "c")
 SCORER = LabelScorer("accuracy", LABELS, LABELS)
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 
 
 @pytest.fixture
@@ -193,7 +196,7 @@ def test_report_shows_slices_and_escapes_texts(finished: Any, tmp_path: Path) ->
     path = tmp_path / "page.html"
     _, output = succeed("report", finished.output_dir, "--slice", "kind", "--slice", "reference", "--output", path)
     page = check_page(path)
-    assert {"metrics", "data", "curves", "classes", "errors", "slices", "calibration", "cost", "settings"} <= set(page.ids)
+    assert {"metrics", "data", "classes", "errors", "slices", "calibration", "cost", "settings"} <= set(page.ids)
     assert "accuracy by kind" in page.text
     assert "accuracy by reference" in page.text
     assert "<script" not in path.read_text(encoding="utf-8")
@@ -249,3 +252,36 @@ def test_inputs_with_different_labels_are_reported(train: Callable[..., Any], tm
     assert set(facts["conflicts"][0]["labels"].split(", ")) == {"positive", "negative"}
     assert facts["splits"]["train"]["rows"] == 61
     assert sum(facts["classes"].values()) == 61
+
+
+def test_words_are_shown_and_measured_as_text(train: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [{"words": ["Ann", "saw", f"Bob{i}"], "tags": ["B-person", "O", "B-person"]} for i in range(30)]
+    data = {"train": write(tmp_path / "train.jsonl", rows), "test": write(tmp_path / "test.jsonl", rows[:9])}
+    task = {"name": "token_classification", "tokens": "words", "tags": "tags"}
+    records = RunRecords.read(train(data=data, task=task, with_report=True).output_dir)
+    assert records.inputs(0) == ["Ann saw Bob0"]
+    assert set(records.lengths) == {len("Ann saw Bob0")}
+    assert "['Ann'" not in check_page(records.folder / "report.html").text
+
+
+def test_runs_on_different_rows_are_not_compared(finished: Any, tmp_path: Path) -> None:
+    first, other = RunRecords.read(finished.output_dir), replace(RunRecords.read(finished.output_dir), label="other")
+    assert other.predictions is not None
+    write_report(tmp_path / "same.html", [first, other])
+    assert "cannot be compared" not in check_page(tmp_path / "same.html").text
+    other.predictions.columns["text"][0] = "another text"  # type: ignore[index]
+    write_report(tmp_path / "other.html", [first, other])
+    assert "cannot be compared" in check_page(tmp_path / "other.html").text
+
+
+def test_counts_and_values_have_no_needless_decimals(finished: Any) -> None:
+    records = RunRecords.read(finished.output_dir)
+    write_report(records.folder / "report.html", [records])
+    text = check_page(records.folder / "report.html").text
+    assert f"\n{records.result['train']['total_parameters']:,}\n" in text.replace("parameters", "\n")
+    assert "precision_micro, recall_micro" in text  # equal to accuracy, so listed once
+    assert [show_value(value) for value in (0.4, 3.0, 1e-7, 2.34567, "")] == ["0.4", "3", "1e-07", "2.3457", "(none)"]
+
+
+def test_labels_break_after_underscores() -> None:
+    assert breakable("a_b<i>") == "a_<wbr>b&lt;i&gt;"
