@@ -50,6 +50,7 @@ def _conflicts(run: Run, expected: np.ndarray) -> dict[str, Any]:
     for row, text in enumerate(input_texts(run.task, rows)):
         if (key := int(key_of[row])) in labels:
             texts.setdefault(key, text.replace("\0", "|"))
-            labels[key].append(str(typed[row]))
+            label = typed[row]
+            labels[key].append(" + ".join(map(str, label)) if isinstance(label, list) else str(label))
     examples = [{"input": texts[key], "labels": ", ".join(dict.fromkeys(labels[key]))} for key in shown]
     return {"conflict_inputs": len(conflicting), "conflicts": examples}
