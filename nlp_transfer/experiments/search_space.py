@@ -64,19 +64,16 @@ def read_space(document: Any) -> Space:
 def default_space(strategy: Strategy, training: Mapping[str, Any], with_classes: bool = True) -> Document:
     """Return the default search space of a strategy: what all strategies share, and what its traits add.
 
-    Settings that differ from their default are not searched. Default values are searched even if the user gives them, since
-    `init` writes the first settings into its file.
+    Settings that the user changed are not searched. Default values in `training` are searched even if the user gives them, since
+    `init` writes the first ones into its file.
 
     Args:
         strategy: the strategy with the settings of the user.
         training: the training settings of the user.
         with_classes: whether the rows of the task have classes.
     """
-    changed = {f"training.{name}" for name, value in training.items() if value != _default(TrainingConfig, name)}
-    settings_class = type(strategy)
-    changed |= {
-        f"strategy.{name}" for name in settings_class.model_fields if getattr(strategy, name) != _default(settings_class, name)
-    }
+    changed = {f"training.{name}" for name, value in training.items() if value != _default(name)}
+    changed |= {f"strategy.{name}" for name in strategy.model_fields_set}
     space: Document = {}
     if strategy.traits.takes_steps:
         space = {
@@ -100,8 +97,8 @@ def default_space(strategy: Strategy, training: Mapping[str, Any], with_classes:
     return {name: value for name, value in space.items() if name not in unused or conditions[name] & searched}
 
 
-def _default(settings_class: type[Settings], name: str) -> Any:
-    return settings_class.model_fields[name].get_default(call_default_factory=True)
+def _default(name: str) -> Any:
+    return TrainingConfig.model_fields[name].get_default(call_default_factory=True)
 
 
 def defaults_in(space: Space, settings: Mapping[str, Any]) -> dict[str, Any] | None:
