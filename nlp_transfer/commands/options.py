@@ -52,6 +52,13 @@ PRECISION = click.option(
     show_default=True,
     help="fp32: the same results on every machine. auto: the fastest format that this machine supports.",
 )
+BACKEND = click.option(
+    "--backend",
+    type=click.Choice(["auto", "torch", "onnx", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="The engine that runs the model. auto: the one that the folder was exported for, or torch.",
+)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows per batch.  [default: the fastest]")
 BEAMS = click.option(
@@ -113,6 +120,7 @@ FILE_OPTIONS = (
     ),
     CODE,
     BASE,
+    BACKEND,
     QUIET,
 )
 TRAINING_OPTIONS = (
