@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from nlp_transfer.inference.exported_model import import_openvino
+
 Inputs = Mapping[str, np.ndarray]
 
 
@@ -22,8 +24,7 @@ def write_graph(onnx: Path, graph: Path, precision: str, samples: Sequence[Input
     """
     excluded = sensitive_layers(onnx) if keep_sensitive else []
     if graph.suffix == ".xml":
-        import openvino
-
+        openvino = import_openvino()
         model = openvino.convert_model(onnx)
         if precision == "int8":
             model = _calibrated(model, samples, excluded)

@@ -20,6 +20,7 @@ def run(inputs):
     return session.run(None, inputs)
 """,
     "openvino": """\
+sys.modules["openvino_telemetry"] = None  # otherwise OpenVINO reports each import to an analytics service
 import openvino
 
 # Without the hint, CPUs with bf16 instructions compute in bf16.

@@ -1,6 +1,7 @@
 """Models that were exported to ONNX or OpenVINO, and are called like the trained model."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,17 @@ class Engine(Protocol):
         """Return the outputs for int64 inputs of shape (rows, tokens)."""
 
 
+def import_openvino() -> Any:
+    """Import openvino without its telemetry, which reports each import and conversion to an analytics service.
+
+    The tools of OpenVINO do without the package `openvino_telemetry` if it cannot be imported.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 class OnnxEngine:
     """A graph in onnxruntime, on the CPU."""
 
@@ -53,8 +65,7 @@ class OpenVinoEngine:
     """A graph in OpenVINO, on the CPU."""
 
     def __init__(self, path: Path, precision: str) -> None:
-        import openvino
-
+        openvino = import_openvino()
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision],

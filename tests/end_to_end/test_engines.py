@@ -76,6 +76,12 @@ def test_script_predicts_without_torch(trained: Any, exports: dict[str, Any], na
         np.testing.assert_allclose(after["probability"], before["probability"], atol=1e-5)
 
 
+def test_telemetry_of_openvino_is_not_imported(exports: dict[str, Any]) -> None:
+    assert load_predictor(exports["openvino-int8"].folder)(TEXTS)
+    assert sys.modules["openvino_telemetry"] is None
+    assert "openvino_telemetry" in (exports["openvino-int8"].folder / "predict.py").read_text()
+
+
 def test_lossy_export_is_refused(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nlp_transfer.export import export as module
 
