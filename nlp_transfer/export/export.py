@@ -131,10 +131,8 @@ def _check(to: str, precision: str) -> None:
     if precision not in PRECISIONS[to]:
         raise UserError(f"--precision: found {precision!r}; allowed with --to {to}: {', '.join(PRECISIONS[to])}")
     for package in (*PACKAGES[to], *(("nncf",) if precision == "int8" else ())):
-        try:
-            import_module(package)
-        except ImportError:
-            raise UserError(f"export: needs the package {package}, which is not installed; to install it: {INSTALL}") from None
+        if find_spec(package) is None:
+            raise UserError(f"export: needs the package {package}, which is not installed; to install it: {INSTALL}")
 
 
 def _output_folder(model: str | Path, to: str, precision: str, output: str | Path | None, overwrite: bool) -> Path:
