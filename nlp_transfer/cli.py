@@ -19,6 +19,7 @@ from nlp_transfer.commands import (
     report,
     run_list,
     shell_completion,
+    trim_vocabulary,
     tune,
 )
 from nlp_transfer.commands.exit_status import run_command
@@ -249,6 +250,7 @@ COMMANDS: tuple[click.Command, ...] = (
     explain.command,
     embed.command,
     export.command,
+    trim_vocabulary.command,
     init.command,
     run_list.command,
     shell_completion.command,

@@ -169,7 +169,7 @@ GROUPS = {
     "First steps": ("init", "train", "evaluate", "predict", "translate"),
     "Understand the results": ("report", "explain", "label-errors", "runs"),
     "Find better settings": ("compare", "cross-validate", "tune"),
-    "Use the model elsewhere": ("embed", "export", "serve", "push"),
+    "Use the model elsewhere": ("embed", "export", "trim-vocabulary", "serve", "push"),
 }
 FIRST_SETTINGS = (
     "model", "data.train", "data.validation", "data.test", "data.test_share", "task.name", "task.text", "task.label",

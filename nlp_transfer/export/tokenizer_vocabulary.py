@@ -1,0 +1,116 @@
+"""Remove tokens from the vocabulary of a tokenizer.json (WordPiece, Unigram, BPE)."""
+
+import copy
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from nlp_transfer.utils.errors import UserError
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token for a byte of a character that has no token
+KINDS = ("WordPiece", "Unigram", "BPE")
+
+
+def check_kind(document: Mapping[str, Any], name: str) -> None:
+    """Raise a UserError if the vocabulary of this kind of tokenizer cannot be trimmed.
+
+    Args:
+        document: the content of a tokenizer.json.
+        name: name of the model, for the message.
+    """
+    kind = document["model"]["type"]
+    if kind == "WordLevel":
+        raise UserError(
+            f"model: {name} has a tokenizer of kind WordLevel, without pieces of words, so all words that are not in the texts "
+            f"would become unknown; allowed: {', '.join(KINDS)}"
+        )
+    if kind not in KINDS:
+        raise UserError(f"model: {name} has a tokenizer of kind {kind}; allowed: {', '.join(KINDS)}")
+
+
+def trimmed(document: Mapping[str, Any], used: Collection[int]) -> tuple[dict[str, Any], list[int]]:
+    """Return a tokenizer.json with a part of the vocabulary; texts whose tokens are all in `used` keep their tokens.
+
+    Kept as well are added tokens, the unknown token, single characters and bytes, so that other texts still become pieces; and
+    for BPE the tokens and merges that build a kept token. This suffices, because a token that a text does not need never changes
+    its other tokens: WordPiece takes the longest match, Unigram the best path, BPE the first possible merge.
+
+    Args:
+        document: the content of a tokenizer.json.
+        used: ids of tokens to keep.
+
+    Returns:
+        The new document, and the old id of each new id, in ascending order.
+    """
+    document = copy.deepcopy(dict(document))
+    model = document["model"]
+    is_unigram = model["type"] == "Unigram"
+    entries: Iterable[tuple[str, int]] = (
+        ((piece, i) for i, (piece, _) in enumerate(model["vocab"])) if is_unigram else model["vocab"].items()
+    )
+    vocabulary = {token_id: token for token, token_id in entries}
+    added = {token["content"]: token["id"] for token in document["added_tokens"]}
+    kept = {*used, *added.values(), *(token_id for token_id, token in vocabulary.items() if _is_single(token, model))}
+    if is_unigram:
+        # The score of unknown characters is relative to the lowest score.
+        lowest = min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1])
+        kept |= {lowest} | ({model["unk_id"]} if model["unk_id"] is not None else set())
+    elif model["unk_token"] in model["vocab"]:
+        kept.add(model["vocab"][model["unk_token"]])
+    if model["type"] == "BPE":
+        kept |= _close_merges(model, {vocabulary[token_id] for token_id in kept if token_id in vocabulary})
+    order = sorted(kept & (vocabulary.keys() | set(added.values())))
+    new = {old: i for i, old in enumerate(order)}
+    if is_unigram:
+        model["vocab"] = [model["vocab"][old] for old in order if old in vocabulary]
+        model["unk_id"] = new.get(model["unk_id"])
+    else:
+        model["vocab"] = {vocabulary[old]: new[old] for old in order if old in vocabulary}
+    for token in document["added_tokens"]:
+        token["id"] = new[token["id"]]
+    if document["padding"]:
+        document["padding"]["pad_id"] = new.get(document["padding"]["pad_id"], 0)
+    _renumber(document["post_processor"], new)
+    return document, order
+
+
+def _is_single(token: str, model: Mapping[str, Any]) -> bool:
+    """Return whether a token is a character or a byte, inside of a word or at its end."""
+    if BYTE.fullmatch(token):
+        return True
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    return len(token.removeprefix(prefix)) <= 1 or len(token.removesuffix(suffix)) <= 1
+
+
+def _close_merges(model: dict[str, Any], tokens: set[str]) -> set[int]:
+    """Remove merges that no token needs; return the ids of the tokens and of all their parts."""
+    prefix = len(model.get("continuing_subword_prefix") or "")
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    parts = defaultdict(list)
+    for left, right in pairs:
+        parts[left + right[prefix:]].append((left, right))
+    pending = list(tokens)
+    while pending:
+        new = {part for pair in parts[pending.pop()] for part in pair} - tokens
+        tokens |= new
+        pending += new
+    model["merges"] = [
+        merge
+        for merge, (left, right) in zip(model["merges"], pairs, strict=True)
+        if tokens.issuperset((left, right, left + right[prefix:]))
+    ]
+    return {model["vocab"][token] for token in tokens if token in model["vocab"]}
+
+
+def _renumber(processor: dict[str, Any] | None, new: Mapping[int, int]) -> None:
+    """Replace the ids of the special tokens that a post-processor adds."""
+    if processor is None:
+        return
+    for inner in processor.get("processors", []):
+        _renumber(inner, new)
+    for token in processor.get("special_tokens", {}).values():
+        token["ids"] = [new[old] for old in token["ids"]]
+    for name in ("sep", "cls"):
+        if name in processor:
+            processor[name] = [processor[name][0], new[processor[name][1]]]
