@@ -294,8 +294,8 @@ def _describe(report: Mapping[str, Any]) -> None:
     tokens, size = report["tokens"], report["bytes"]
     say(
         f"vocabulary: {tokens['after']:,} of {tokens['before']:,} tokens are kept ({percent(tokens['share'])}); weights: "
-        f"{size['before'] / 1e6:,.1f} MB before, {size['after'] / 1e6:,.1f} MB after; the {report['texts']:,} texts have the same "
-        f"tokens, and outputs that differ by at most {report['output_difference']:.1g}"
+        f"{size['before'] / 1e6:,.1f} MB before, {size['after'] / 1e6:,.1f} MB after; the {report['texts']:,} texts have "
+        f"the same tokens, and outputs that differ by at most {report['output_difference']:.1g}"
     )
     if held_out := report["held_out"]:
         same = held_out["same_predictions"]

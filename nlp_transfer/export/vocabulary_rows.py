@@ -28,7 +28,8 @@ def keep_rows(model: Any, kept: Sequence[int]) -> None:
     Raises:
         UserError: the family has no embeddings that can be resized.
     """
-    inner, rows = encoder_of(model), torch.tensor(kept)
+    inner, rows, new = encoder_of(model), torch.tensor(kept), {old: i for i, old in enumerate(kept)}
+    special = [(config, _token_ids(config)) for config in _configs(model)]  # of the old vocabulary
     output = inner.get_output_embeddings()
     tables = [inner.get_input_embeddings().weight, getattr(output, "weight", None), getattr(output, "bias", None)]
     with torch.no_grad():
@@ -37,10 +38,11 @@ def keep_rows(model: Any, kept: Sequence[int]) -> None:
     try:
         inner.resize_token_embeddings(len(kept))
     except (NotImplementedError, AttributeError, TypeError) as error:
-        raise UserError(f"model: the embeddings of {inner.config.model_type} models cannot be resized; allowed: others") from error
-    new = {old: i for i, old in enumerate(kept)}
-    for config in _configs(model):
-        for name, value in _token_ids(config).items():
+        raise UserError(
+            f"model: the embeddings of {inner.config.model_type} models cannot be resized; allowed: others"
+        ) from error
+    for config, ids in special:
+        for name, value in ids.items():
             # An id without a token has no new id.
             setattr(config, name, [new[i] for i in value if i in new] if isinstance(value, list) else new.get(value))
     embeddings = inner.get_input_embeddings()
@@ -69,7 +71,7 @@ def _token_ids(config: Any) -> Mapping[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if _as_list(value) and all(isinstance(i, int) and 0 <= i and (size is None or i < size) for i in _as_list(value))
+        if _as_list(value) and all(isinstance(i, int) and i >= 0 and (size is None or i < size) for i in _as_list(value))
     }
 
 
