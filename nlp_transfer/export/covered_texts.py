@@ -56,12 +56,10 @@ class TextReader:
                 splits = recorded_splits(expand(model))[0]
             except UserError as error:
                 if not texts:
-                    raise UserError(f"TEXTS: is required; the data of the run cannot be used: {error}") from error
-        given = [self._file(source, "TEXTS") for source in texts]
+                    raise UserError(f"--texts: is required; the data of the run cannot be used: {error}") from error
+        given = [self._file(source, "texts") for source in texts]
         if splits is not None and not texts:
             given = [self._inputs_of(splits.train)]
-        if not any(map(len, given)):
-            raise UserError("TEXTS: found no texts; allowed: at least one row with a text")
         if validation is not None:
             return given, self._file(validation, "validation")
         held_out = splits.rows.get("validation") if splits else None
@@ -77,13 +75,17 @@ class TextReader:
         try:
             rows = read_rows(str(source), role, data, wanted, self.task.traits.readers if self.task else {})
         except UserError as error:
-            raise UserError(str(error).replace("data.TEXTS", "TEXTS")) from error
+            raise UserError(str(error).replace("data.texts", "--texts")) from error
         # A single text serves as each input of a model that takes several; all columns are read if there are more than inputs.
         inputs = {name: rows.columns[wanted[min(i, len(wanted) - 1)]] for i, name in enumerate(self.inputs)}
         return from_columns(inputs | {name: rows.columns[name] for name in wanted[len(inputs) :]}, str(source))
 
     def sample(self, given: Sequence[Rows], count: int) -> Rows:
-        """Return about `count` rows without missing or empty inputs, drawn at random."""
+        """Return about `count` rows without missing or empty inputs, drawn at random.
+
+        Raises:
+            UserError: there is no such row.
+        """
         cells: dict[str, list[Any]] = {name: [] for name in self.inputs}
         for rows in given:
             order = np.random.default_rng(0).permutation(len(rows))
@@ -92,22 +94,24 @@ class TextReader:
             for row, _ in zip(valid, range(-(-count // len(given))), strict=False):
                 for name, cell in row.items():
                     cells[name].append(cell)
+        if not all(cells.values()):
+            raise UserError("--texts: found no row without missing or empty texts; allowed: at least one")
         return from_columns(cells, "TEXTS")
 
-    def blocks(self, rows: Rows) -> Iterator[tuple[slice, list[Any]]]:
-        """Yield all inputs column by column, in blocks of rows: the rows, and their texts or lists of words."""
+    def blocks(self, rows: Rows) -> Iterator[tuple[slice, list[Any], bool]]:
+        """Yield all inputs column by column, in blocks of rows.
+
+        Yields:
+            The rows, their inputs, and whether these are lists of words. Texts of a model that takes words are yielded in both
+            forms, since its task decides whether it splits them.
+        """
         for column in rows.columns.values():
             for start in range(0, len(rows), BLOCK):
                 cells = column[start : start + BLOCK]
+                place = slice(start, start + len(cells))
+                yield place, [cell if isinstance(cell, str) else "" for cell in cells], False
                 if self.words:
-                    texts = [cell.split() if isinstance(cell, str) else list(map(str, cell or [])) for cell in cells]
-                else:
-                    texts = [cell if isinstance(cell, str) else "" for cell in cells]
-                yield slice(start, start + len(cells)), texts
-
-    def ids(self, tokenizer: Tokenizer, texts: list[Any]) -> list[list[int]]:
-        """Return the token ids of each text."""
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts, is_pretokenized=self.words)]
+                    yield place, [cell.split() if isinstance(cell, str) else list(map(str, cell or [])) for cell in cells], True
 
     def changed(self, old: Tokenizer, new: Tokenizer, rows: Rows, numbers: np.ndarray) -> int:
         """Return the number of rows with other tokens.
@@ -116,7 +120,12 @@ class TextReader:
             numbers: the new id of each old id, or -1; int64 of shape (old vocabulary,).
         """
         flags = np.zeros(len(rows), bool)
-        for place, texts in self.blocks(rows):
-            pairs = zip(self.ids(old, texts), self.ids(new, texts), strict=True)
+        for place, texts, words in self.blocks(rows):
+            pairs = zip(token_ids(old, texts, words), token_ids(new, texts, words), strict=True)
             flags[place] |= [numbers[before].tolist() != after for before, after in pairs]
         return int(flags.sum())
+
+
+def token_ids(tokenizer: Tokenizer, texts: list[Any], words: bool) -> list[list[int]]:
+    """Return the token ids of texts, or of lists of words."""
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts, is_pretokenized=words)]

@@ -43,15 +43,16 @@ def trimmed(document: Mapping[str, Any], used: Collection[int]) -> tuple[dict[st
     Returns:
         The new document, and the old id of each new id, in ascending order.
     """
-    document = copy.deepcopy(dict(document))
-    model = document["model"]
+    result: dict[str, Any] = copy.deepcopy(dict(document))
+    model, special = result["model"], _special_tokens(result["post_processor"])
     is_unigram = model["type"] == "Unigram"
     entries: Iterable[tuple[str, int]] = (
         ((piece, i) for i, (piece, _) in enumerate(model["vocab"])) if is_unigram else model["vocab"].items()
     )
     vocabulary = {token_id: token for token, token_id in entries}
-    added = {token["content"]: token["id"] for token in document["added_tokens"]}
-    kept = {*used, *added.values(), *(token_id for token_id, token in vocabulary.items() if _is_single(token, model))}
+    added = {token["content"]: token["id"] for token in result["added_tokens"]}
+    kept = {*used, *added.values(), *(ids[i] for ids, i in special)}
+    kept |= {token_id for token_id, token in vocabulary.items() if _is_single(token, model)}
     if is_unigram:
         # The score of unknown characters is relative to the lowest score.
         lowest = min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1])
@@ -67,12 +68,13 @@ def trimmed(document: Mapping[str, Any], used: Collection[int]) -> tuple[dict[st
         model["unk_id"] = new.get(model["unk_id"])
     else:
         model["vocab"] = {vocabulary[old]: new[old] for old in order if old in vocabulary}
-    for token in document["added_tokens"]:
+    for token in result["added_tokens"]:
         token["id"] = new[token["id"]]
-    if document["padding"]:
-        document["padding"]["pad_id"] = new.get(document["padding"]["pad_id"], 0)
-    _renumber(document["post_processor"], new)
-    return document, order
+    for ids, i in special:
+        ids[i] = new[ids[i]]
+    if result["padding"]:
+        result["padding"]["pad_id"] = new.get(result["padding"]["pad_id"], 0)
+    return result, order
 
 
 def _is_single(token: str, model: Mapping[str, Any]) -> bool:
@@ -103,14 +105,11 @@ def _close_merges(model: dict[str, Any], tokens: set[str]) -> set[int]:
     return {model["vocab"][token] for token in tokens if token in model["vocab"]}
 
 
-def _renumber(processor: dict[str, Any] | None, new: Mapping[int, int]) -> None:
-    """Replace the ids of the special tokens that a post-processor adds."""
+def _special_tokens(processor: dict[str, Any] | None) -> list[tuple[list[Any], int]]:
+    """Return the places of the ids of special tokens that a post-processor adds: lists, and an index in each."""
     if processor is None:
-        return
-    for inner in processor.get("processors", []):
-        _renumber(inner, new)
+        return []
+    places = [place for inner in processor.get("processors", []) for place in _special_tokens(inner)]
     for token in processor.get("special_tokens", {}).values():
-        token["ids"] = [new[old] for old in token["ids"]]
-    for name in ("sep", "cls"):
-        if name in processor:
-            processor[name] = [processor[name][0], new[processor[name][1]]]
+        places += [(token["ids"], i) for i in range(len(token["ids"]))]
+    return places + [(processor[name], 1) for name in ("sep", "cls") if name in processor]

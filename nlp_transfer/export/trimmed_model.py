@@ -19,13 +19,14 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from nlp_transfer.data.sources import ModelSource, find_model
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.export.covered_texts import TextReader
+from nlp_transfer.export.covered_texts import TextReader, token_ids
 from nlp_transfer.export.tokenizer_vocabulary import check_kind, trimmed
 from nlp_transfer.export.vocabulary_rows import configured_ids, keep_rows, parameter_size
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import new_parameters, output_logits
+from nlp_transfer.models.verification.allowed import TRIMMED_VOCABULARY
 from nlp_transfer.models.verification.model_files import load_tokenizer
 from nlp_transfer.saved_models.custom_models import is_built
 from nlp_transfer.saved_models.load import find_adapter, hub_adapter, quiet
@@ -36,9 +37,8 @@ from nlp_transfer.utils.console import Steps, percent, say
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import UserError
 
-REPORT = "trimmed_vocabulary.json"
-BATCH = 32
-CHECKED_ROWS, HELD_OUT_ROWS = 256, 1000  # whose outputs or predictions are compared
+BATCH, ENCODER_BATCH = 32, 4  # rows; a masked language model returns a logit for each token of the vocabulary
+CHECKED_ROWS, ENCODER_ROWS, HELD_OUT_ROWS = 256, 32, 1000  # whose outputs or predictions are compared
 TOLERANCE = 1e-6  # relative difference of the outputs on the given texts
 HEADLESS = (None, "MaskedLM", "PreTraining")  # heads of pretrained encoders
 
@@ -71,17 +71,24 @@ class _Opened:
                 yield table.batch(np.arange(start, min(start + BATCH, len(table))))
             return
         length = min(self.tokenizer.model_max_length, 128)
-        for start in range(0, len(rows), BATCH):
-            texts = list(rows.columns["text"][start : start + BATCH])
+        for start in range(0, len(rows), ENCODER_BATCH):
+            texts = list(rows.columns["text"][start : start + ENCODER_BATCH])
             yield dict(self.tokenizer(texts, truncation=True, max_length=length, padding=True, return_tensors="pt"))
 
-    def outputs(self, rows: Rows) -> list[torch.Tensor]:
-        """Return the logits of each batch, or the token states of an encoder without a head."""
+    def outputs(self, rows: Rows, kept: Sequence[int] | slice = slice(None)) -> list[torch.Tensor]:
+        """Return the logits of each batch, or the token states of an encoder without a head.
+
+        Args:
+            kept: tokens whose logits a masked language model returns.
+        """
         outputs = []
         for batch in self.batches(rows):
             with torch.inference_mode():
                 computed = self.model(**model_inputs(batch))
-            outputs.append((output_logits(computed) if self.task or "logits" in computed else computed.last_hidden_state).float())
+            if self.task:
+                outputs.append(output_logits(computed).float())
+            else:
+                outputs.append(computed.logits[..., kept] if "logits" in computed else computed.last_hidden_state)
         return outputs
 
     def predictions(self, rows: Rows) -> list[str]:
@@ -120,7 +127,7 @@ def trim_vocabulary(
     document = _tokenizer_document(opened, str(model))
     reader = TextReader(opened.task, columns, data or {})
     given, held_out = reader.read(model, texts)
-    checked = reader.sample(given, CHECKED_ROWS)
+    checked = reader.sample(given, CHECKED_ROWS if opened.task else ENCODER_ROWS)
     other = None if held_out is None else reader.sample([held_out], HELD_OUT_ROWS)
     used = _used_ids(opened, reader, document, given, checked)
     old, vocabulary = _backend(document), opened.tokenizer.get_vocab()
@@ -135,7 +142,7 @@ def trim_vocabulary(
             f"model: {changed:,} of the {total:,} texts would have other tokens with the trimmed vocabulary of {model}, so this "
             "tokenizer cannot be trimmed; nothing was written"
         )
-    outputs, predictions = opened.outputs(checked), [] if other is None else opened.predictions(other)
+    outputs, predictions = opened.outputs(checked, kept), [] if other is None else opened.predictions(other)
     probe = next(opened.batches(checked.select(np.arange(min(2, len(checked))))))
     probe["input_ids"] = torch.from_numpy(numbers)[probe["input_ids"]]
     before = parameter_size(opened.model)
@@ -144,13 +151,12 @@ def trim_vocabulary(
     report: dict[str, Any] = {
         "texts": total,
         "tokens": {"before": len(vocabulary), "after": len(kept), "share": len(kept) / len(vocabulary)},
-        "parameters": {"before": before[0], "after": after[0]},
-        "bytes": {"before": before[1], "after": after[1]},
+        **{name: {"before": before[name], "after": after[name]} for name in before},
     }
     with replacing_folder(folder) as partial:
         _save(opened, tokenizer, probe, partial, str(model), report)
         saved = _open(str(partial))
-        report["output_difference"] = _difference(outputs, saved.outputs(checked), kept)
+        report["output_difference"] = _difference(outputs, saved.outputs(checked))
         if not report["output_difference"] <= TOLERANCE:
             raise UserError(
                 f"model: the outputs of {model} on the given texts would change by {report['output_difference']:.2g}; allowed: "
@@ -164,7 +170,7 @@ def trim_vocabulary(
                 "changed_tokens": reader.changed(old, new, held_out, numbers) / len(held_out),
                 "same_predictions": float(np.mean(same)) if same else None,
             }
-        write_json(partial / REPORT, report | {"versions": versions()})
+        write_json(partial / TRIMMED_VOCABULARY, report | {"versions": versions()})
     _describe(report)
     return TrimmedModel(folder, report)
 
@@ -176,8 +182,8 @@ def _output_folder(model: str | Path, output: str | Path | None, overwrite: bool
     folder = place / "exports" / "trimmed" if output is None else expand(output)
     if folder.exists() and not overwrite:
         raise UserError(f"--output: {folder} already exists; allowed: another folder, or --overwrite to replace it")
-    if folder.exists() and not (folder / REPORT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output: {folder} has no {REPORT}, so it is not replaced; allowed: another folder")
+    if folder.exists() and not (folder / TRIMMED_VOCABULARY).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output: {folder} has no {TRIMMED_VOCABULARY}, so it is not replaced; allowed: another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -204,7 +210,7 @@ def _tokenizer_document(opened: _Opened, name: str) -> dict[str, Any]:
         raise UserError(f"model: {name} has an adapter that cannot be merged; allowed: a merged model, or the base model")
     if is_built(opened.model):
         raise UserError(f"model: {name} is a model of a user's class, which may use token ids anywhere; allowed: other models")
-    if opened.task and opened.task.traits.generates:
+    if opened.task.traits.generates if opened.task else opened.model.config.is_encoder_decoder:
         raise UserError(
             f"model: {name} generates text, and could no longer write the tokens that are dropped; allowed: a model with a head, "
             "such as a classifier, or a pretrained encoder"
@@ -231,9 +237,9 @@ def _used_ids(opened: _Opened, reader: TextReader, document: Mapping[str, Any], 
     backend = _backend(document)
     with Steps("tokenizing", sum(len(rows) * len(rows.columns) for rows in given)) as progress:
         for rows in given:
-            for _, texts in reader.blocks(rows):
-                used.update(i for ids in reader.ids(backend, texts) for i in ids)
-                progress.advance(len(texts))
+            for _, texts, words in reader.blocks(rows):
+                used.update(i for ids in token_ids(backend, texts, words) for i in ids)
+                progress.advance(0 if words else len(texts))
     return used
 
 
@@ -281,13 +287,10 @@ def _save(
             shutil.copyfile(plot, folder / plot.name)
 
 
-def _difference(before: list[torch.Tensor], after: list[torch.Tensor], kept: Sequence[int]) -> float:
-    """Return the largest difference of outputs, relative to the largest output or 1. Logits of dropped tokens are ignored."""
-    differences = []
-    for old, new in zip(before, after, strict=True):
-        same = old[..., kept] if old.shape != new.shape else old
-        differences.append(float((same - new).abs().max() / same.abs().max().clamp(min=1)))
-    return max(differences)
+def _difference(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    """Return the largest difference of outputs, relative to the largest output or 1."""
+    pairs = zip(before, after, strict=True)
+    return max(float((old - new).abs().max() / old.abs().max().clamp(min=1)) for old, new in pairs)
 
 
 def _describe(report: Mapping[str, Any]) -> None:

@@ -52,10 +52,9 @@ def keep_rows(model: Any, kept: Sequence[int]) -> None:
         model.config.encoder = {name: value for name, value in inner.config.to_dict().items() if name != "_name_or_path"}
 
 
-def parameter_size(model: Any) -> tuple[int, int]:
-    """Return the number of parameters of a model, and their size in bytes; tied parameters count once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+def parameter_size(model: Any) -> dict[str, int]:
+    """Return the number of `parameters` of a model, and their `bytes`; tied parameters count once."""
+    return {"parameters": model.num_parameters(), "bytes": sum(p.numel() * p.element_size() for p in model.parameters())}
 
 
 def _configs(model: Any) -> Iterator[Any]:

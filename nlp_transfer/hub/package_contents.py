@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES
+from nlp_transfer.models.verification.allowed import CONFIGURATIONS, RECORD, TOKENIZER_FILES, TRIMMED_VOCABULARY
 from nlp_transfer.saved_models.custom_models import FOLDER as BUILT
 from nlp_transfer.security.file_locks import open_regular
 from nlp_transfer.security.secret_patterns import contains_secret
@@ -20,7 +20,8 @@ TOKENIZER = frozenset((*TOKENIZER_FILES, "chat_template.jinja"))
 MODEL_FILES = TOKENIZER | {*CONFIGURATIONS, "model.safetensors", "model.safetensors.index.json"}
 # Allowed file names by folder: the files that runs and their tokenizers write.
 ALLOWED = {
-    "": MODEL_FILES | {"README.md", "LICENSE", "NOTICE", RECORD, "adapter_config.json", "adapter_model.safetensors"},
+    "": MODEL_FILES
+    | {"README.md", "LICENSE", "NOTICE", RECORD, TRIMMED_VOCABULARY, "adapter_config.json", "adapter_model.safetensors"},
     "encoder": MODEL_FILES,
     BUILT: MODEL_FILES,
     "target_tokenizer": TOKENIZER,

@@ -9,6 +9,7 @@ import re
 
 CONFIGURATIONS = ("config.json", "generation_config.json")
 RECORD = "nlp_transfer.json"
+TRIMMED_VOCABULARY = "trimmed_vocabulary.json"  # what was measured when the vocabulary was trimmed
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SHARD = re.compile(r"[\w-][\w.-]*\.(safetensors|bin)")  # in the same folder as its index
