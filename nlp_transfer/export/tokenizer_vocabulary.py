@@ -1,14 +1,24 @@
 """Remove tokens from the vocabulary of a tokenizer.json (WordPiece, Unigram, BPE)."""
 
 import copy
+import json
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
+from nlp_transfer.data.sources import ModelSource
+from nlp_transfer.models.verification.model_files import load_tokenizer
+from nlp_transfer.saved_models.load import quiet
+from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.errors import UserError
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token for a byte of a character that has no token
+MAX_SPECIAL = 16  # tokens at the start of a vocabulary
 KINDS = ("WordPiece", "Unigram", "BPE")
 
 
@@ -55,8 +65,10 @@ def trimmed(document: Mapping[str, Any], used: Collection[int]) -> tuple[dict[st
     kept |= {token_id for token_id, token in vocabulary.items() if _is_single(token, model)}
     if is_unigram:
         # The score of unknown characters is relative to the lowest score.
-        lowest = min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1])
-        kept |= {lowest} | ({model["unk_id"]} if model["unk_id"] is not None else set())
+        kept.add(min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1]))
+        if (unknown := model["unk_id"]) is not None:
+            # Classes of transformers expect the unknown token in its place, after the other special tokens.
+            kept |= set(range(unknown + 1)) if unknown < MAX_SPECIAL else {unknown}
     elif model["unk_token"] in model["vocab"]:
         kept.add(model["vocab"][model["unk_token"]])
     if model["type"] == "BPE":
@@ -113,3 +125,39 @@ def _special_tokens(processor: dict[str, Any] | None) -> list[tuple[list[Any], i
     for token in processor.get("special_tokens", {}).values():
         places += [(token["ids"], i) for i in range(len(token["ids"]))]
     return places + [(processor[name], 1) for name in ("sep", "cls") if name in processor]
+
+
+def without_limits(document: Mapping[str, Any]) -> Tokenizer:
+    """Return a tokenizer that neither truncates nor pads."""
+    backend = Tokenizer.from_str(json.dumps(document))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def replace_document(tokenizer: Any, document: Mapping[str, Any]) -> Any:
+    """Return the tokenizer with another tokenizer.json, loaded as a user loads it.
+
+    Raises:
+        UserError: its class changes the vocabulary.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        with quiet():
+            tokenizer.save_pretrained(folder)
+        for path in folder.iterdir():
+            if path.name not in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+                path.unlink()
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings.pop("added_tokens_decoder", None)  # has the old ids
+        write_json(folder / "tokenizer_config.json", settings)
+        write_json(folder / "tokenizer.json", document)
+        loaded = load_tokenizer(ModelSource("the trimmed tokenizer", str(folder)))
+    found = json.loads(loaded.backend_tokenizer.to_str())["model"]
+    if any(found.get(name) != document["model"].get(name) for name in ("vocab", "unk_id", "unk_token")):
+        raise UserError(
+            f"model: the class {type(tokenizer).__name__} of transformers changes a vocabulary that it loads, so it cannot be "
+            "trimmed; nothing was written"
+        )
+    loaded.name_or_path = tokenizer.name_or_path
+    return loaded

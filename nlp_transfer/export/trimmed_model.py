@@ -5,7 +5,6 @@ Models for many languages have most of their parameters in the embeddings (Abdao
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from nlp_transfer.data.sources import ModelSource, find_model
+from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.covered_texts import TextReader, token_ids
-from nlp_transfer.export.tokenizer_vocabulary import check_kind, trimmed
+from nlp_transfer.export.tokenizer_vocabulary import check_kind, replace_document, trimmed, without_limits
 from nlp_transfer.export.vocabulary_rows import configured_ids, keep_rows, parameter_size
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.layers import new_parameters, output_logits
 from nlp_transfer.models.verification.allowed import TRIMMED_VOCABULARY
-from nlp_transfer.models.verification.model_files import load_tokenizer
 from nlp_transfer.saved_models.custom_models import is_built
 from nlp_transfer.saved_models.load import find_adapter, hub_adapter, quiet
 from nlp_transfer.saved_models.save import UnfaithfulError, is_adapted, save_model, versions
@@ -130,10 +127,10 @@ def trim_vocabulary(
     checked = reader.sample(given, CHECKED_ROWS if opened.task else ENCODER_ROWS)
     other = None if held_out is None else reader.sample([held_out], HELD_OUT_ROWS)
     used = _used_ids(opened, reader, document, given, checked)
-    old, vocabulary = _backend(document), opened.tokenizer.get_vocab()
+    old, vocabulary = without_limits(document), opened.tokenizer.get_vocab()
     document, kept = trimmed(document, used | configured_ids(opened.model))
-    tokenizer = _with_document(opened.tokenizer, document)
-    new = _backend(json.loads(tokenizer.backend_tokenizer.to_str()))
+    tokenizer = replace_document(opened.tokenizer, document)
+    new = without_limits(json.loads(tokenizer.backend_tokenizer.to_str()))
     numbers = np.full(max(vocabulary.values()) + 1, -1)
     numbers[kept] = np.arange(len(kept))
     total = sum(map(len, given))
@@ -223,42 +220,16 @@ def _tokenizer_document(opened: _Opened, name: str) -> dict[str, Any]:
     return document
 
 
-def _backend(document: Mapping[str, Any]) -> Tokenizer:
-    """Return a tokenizer that neither truncates nor pads."""
-    backend = Tokenizer.from_str(json.dumps(document))
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
 def _used_ids(opened: _Opened, reader: TextReader, document: Mapping[str, Any], given: Sequence[Rows], checked: Rows) -> set[int]:
     """Return the ids of all tokens of the texts, and of the inputs that the task makes of some rows."""
     used = {int(i) for batch in opened.batches(checked) for i in batch["input_ids"].unique()}
-    backend = _backend(document)
+    backend = without_limits(document)
     with Steps("tokenizing", sum(len(rows) * len(rows.columns) for rows in given)) as progress:
         for rows in given:
             for _, texts, words in reader.blocks(rows):
                 used.update(i for ids in token_ids(backend, texts, words) for i in ids)
                 progress.advance(0 if words else len(texts))
     return used
-
-
-def _with_document(tokenizer: Any, document: Mapping[str, Any]) -> Any:
-    """Return the tokenizer with another tokenizer.json, loaded as a user loads it."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        with quiet():
-            tokenizer.save_pretrained(folder)
-        for path in folder.iterdir():
-            if path.name not in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-                path.unlink()
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        settings.pop("added_tokens_decoder", None)  # has the old ids
-        write_json(folder / "tokenizer_config.json", settings)
-        write_json(folder / "tokenizer.json", document)
-        loaded = load_tokenizer(ModelSource("the trimmed tokenizer", str(folder)))
-    loaded.name_or_path = tokenizer.name_or_path
-    return loaded
 
 
 def _save(
