@@ -1,0 +1,61 @@
+"""Middleware that limits the time for receiving a request, counts responses, and hides failures from clients."""
+
+import time
+import traceback
+from collections.abc import Callable
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nlp_transfer.utils.console import say
+
+
+class RequestGuard:
+    """ASGI middleware.
+
+    Args:
+        app: The application.
+        seconds: Time in which the body of a request must arrive; slower requests get status 408.
+        observe: Called with the path, the status and the seconds of each response.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float, observe: Callable[[str, int, float], None]) -> None:
+        self.app, self.seconds, self.observe = app, seconds, observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status, complete = time.perf_counter(), 0, False
+
+        async def receive_in_time() -> Message:
+            nonlocal complete
+            if complete:
+                return await receive()
+            try:
+                with anyio.fail_after(max(0.0, start + self.seconds - time.perf_counter())):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the request was not received within {self.seconds:g} s") from None
+            complete = not message.get("more_body", False)
+            return message
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive_in_time, send_counted)
+        except Exception as error:
+            # Only the place is printed: the message of an error may quote a text of a user.
+            frames = "".join(traceback.format_tb(error.__traceback__)[-4:])
+            say(f"warning: {type(error).__name__} while answering {scope['path']}:\n{frames}")
+            if not status:
+                failure = JSONResponse({"detail": "the server failed to predict this; its log says where"}, 500)
+                await failure(scope, receive, send_counted)
+        finally:
+            self.observe(scope["path"], status, time.perf_counter() - start)
