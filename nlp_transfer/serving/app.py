@@ -107,9 +107,10 @@ def create_app(model: ServedModel, limits: Limits, token: str | None = None) -> 
 
     app = FastAPI(
         title=model.name, description=f"Predictions of a {model.task_name} model.", lifespan=lifespan, docs_url=None,
-        redoc_url=None, max_body_size=BYTES_PER_CHARACTER * limits.characters + FIELDS_BYTES,
+        redoc_url=None,
     )  # fmt: skip
-    app.add_middleware(RequestGuard, seconds=limits.seconds, observe=observe)
+    size = BYTES_PER_CHARACTER * limits.characters + FIELDS_BYTES
+    app.add_middleware(RequestGuard, size=size, seconds=limits.seconds, observe=observe)
     answered = {"path": "/predict", "status": "200"}
     app.state.answered = lambda: int(registry.get_sample_value("nlp_transfer_requests_total", answered) or 0)
     bearer = HTTPBearer(auto_error=False)

@@ -1,4 +1,4 @@
-"""Middleware that limits the time for receiving a request, counts responses, and hides failures from clients."""
+"""Middleware that limits the size of a request and the time for receiving it, counts responses, and hides failures."""
 
 import time
 import traceback
@@ -17,22 +17,23 @@ class RequestGuard:
 
     Args:
         app: The application.
-        seconds: Time in which the body of a request must arrive; slower requests get status 408.
+        size: Largest size of a request in bytes; larger requests get status 413.
+        seconds: Time in which a request must arrive; slower requests get status 408.
         observe: Called with the path, the status and the seconds of each response.
     """
 
-    def __init__(self, app: ASGIApp, seconds: float, observe: Callable[[str, int, float], None]) -> None:
-        self.app, self.seconds, self.observe = app, seconds, observe
+    def __init__(self, app: ASGIApp, size: int, seconds: float, observe: Callable[[str, int, float], None]) -> None:
+        self.app, self.size, self.seconds, self.observe = app, size, seconds, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status, complete = time.perf_counter(), 0, False
+        start, status, received, complete = time.perf_counter(), 0, 0, False
 
         async def receive_in_time() -> Message:
-            nonlocal complete
+            nonlocal complete, received
             if complete:
                 return await receive()
             try:
@@ -40,6 +41,9 @@ class RequestGuard:
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, f"the request was not received within {self.seconds:g} s") from None
+            received += len(message.get("body", b""))
+            if received > self.size:
+                raise HTTPException(413, f"the request has more than {self.size:,} bytes, which is the limit")
             complete = not message.get("more_body", False)
             return message
 
