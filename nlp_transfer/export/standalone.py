@@ -1,6 +1,6 @@
 """Write programs into an export that need the engine and the package tokenizers, but no torch.
 
-`predict.py` predicts texts, `serve.py` serves them over HTTP, and `Dockerfile` and `requirements.txt` make an image of the latter.
+`predict.py` predicts texts, `serve.py` does so over HTTP, and `Dockerfile` and `requirements.txt` make an image of the server.
 """
 
 import sys

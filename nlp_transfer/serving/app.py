@@ -111,6 +111,7 @@ def create_app(model: ServedModel, limits: Limits, token: str | None = None) -> 
     )  # fmt: skip
     size = BYTES_PER_CHARACTER * limits.characters + FIELDS_BYTES
     app.add_middleware(RequestGuard, size=size, seconds=limits.seconds, observe=observe)
+    app.state.draining = False  # whether responses ask clients to close their connections
     answered = {"path": "/predict", "status": "200"}
     app.state.answered = lambda: int(registry.get_sample_value("nlp_transfer_requests_total", answered) or 0)
     bearer = HTTPBearer(auto_error=False)

@@ -50,6 +50,8 @@ class RequestGuard:
         async def send_counted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            if message["type"] == "http.response.start" and scope["app"].state.draining:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import uvicorn
 
 from nlp_transfer.inference.file_predictor import open_predictor
@@ -22,6 +23,7 @@ from nlp_transfer.utils.interrupts import SIGNALS
 TOKEN = "NLP_TRANSFER_TOKEN"
 LOOPBACK = ("127.", "::1", "localhost")
 SHORTEST_TOKEN = 16
+DRAIN_SECONDS = 1.0  # in which requests that were sent before the signal are read
 EXTRA_SECONDS = 5  # after the timeout of requests, for sending the last responses before the process ends
 
 
@@ -68,8 +70,27 @@ def serve(address: Address, limits: Limits, model: str, settings: dict[str, Any]
             timeout_graceful_shutdown=math.ceil(limits.seconds) + EXTRA_SECONDS,
         )  # fmt: skip
         with _ignored_signals():
-            uvicorn.Server(config).run(sockets=[listener])
+            _Server(config).run(sockets=[listener])
     say(f"stopped; {app.state.answered():,} requests for predictions were answered")
+
+
+class _Server(uvicorn.Server):
+    """A server that reads what its clients have already sent before it closes their connections.
+
+    uvicorn closes the connections between two requests at once, even if the next request has arrived but was not read. Here, new
+    connections are refused first, and responses ask clients to close theirs.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish all requests, and close all connections."""
+        for server in self.servers:
+            server.close()
+        app: Any = self.config.app
+        app.state.draining = True
+        deadline = anyio.current_time() + DRAIN_SECONDS
+        while self.server_state.connections and anyio.current_time() < deadline:
+            await anyio.sleep(0.05)
+        await super().shutdown(sockets)
 
 
 def read_token(file: Path | None) -> str | None:
