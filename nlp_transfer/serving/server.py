@@ -1,5 +1,6 @@
 """Run the server of a model until it is told to stop."""
 
+import ipaddress
 import math
 import os
 import signal
@@ -21,7 +22,6 @@ from nlp_transfer.utils.errors import UserError
 from nlp_transfer.utils.interrupts import SIGNALS
 
 TOKEN = "NLP_TRANSFER_TOKEN"
-LOOPBACK = ("127.", "::1", "localhost")
 SHORTEST_TOKEN = 16
 DRAIN_SECONDS = 1.0  # in which requests that were sent before the signal are read
 EXTRA_SECONDS = 5  # after the timeout of requests, for sending the last responses before the process ends
@@ -60,8 +60,8 @@ def serve(address: Address, limits: Limits, model: str, settings: dict[str, Any]
         served.predict({name: ["a"] for name in served.inputs}, False)
         app = create_app(served, limits, token)
         listener.listen(2048)
-        port = listener.getsockname()[1]
-        if token is None and not address.host.startswith(LOOPBACK):
+        bound, port = listener.getsockname()[:2]
+        if token is None and not ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
             say(f"warning: {address.host} can be reached from other machines, and no token is required; set {TOKEN}")
         shown_host = f"[{address.host}]" if ":" in address.host else address.host
         say(f"serving {model} at http://{shown_host}:{port}; Ctrl-C or SIGTERM to stop", level=Level.QUIET)

@@ -1,9 +1,12 @@
 """The HTTP interface of a served model: equal to `load_predictor`, for every task; refusals, limits, batches, token, metrics."""
 
 import json
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +213,29 @@ def test_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
 def test_unusable_address_is_refused(tmp_path: Path) -> None:
     with refused("--host", "--port", "192.0.2.1:80"):
         serve(Address("192.0.2.1", 80), Limits(), str(tmp_path), {})
+
+
+@pytest.mark.parametrize(("host", "token", "warned"), [("0.0.0.0", False, True), ("0.0.0.0", True, False), ("::1", False, False)])
+def test_open_address_without_token_gives_a_warning(
+    runs: dict[str, Path], host: str, token: bool, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.delenv(TOKEN, raising=False)
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    file = write(tmp_path / "token", "t" * 16) if token else None
+    serve(Address(host, 0, file), Limits(), str(runs["single"]), {}, batch_size=None, precision="fp32")
+    printed = capsys.readouterr().err
+    assert ("warning: 0.0.0.0" in printed) == warned
+    assert re.search(r"http://(0\.0\.0\.0|\[::1\]):[1-9]\d+", printed)
+    assert "t" * 16 not in printed
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("nlp_transfer.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with refused("uvicorn", 'pip install "nlp_transfer[serve]"'):
+        import_module("nlp_transfer.serving")
 
 
 def test_failures_are_hidden_and_reported(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
