@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
@@ -77,13 +77,13 @@ class Load:
         self.rows = self.wrong = self.other_label = 0
         self.lock = threading.Lock()
 
-    def send(self, client: httpx.Client, generator: random.Random, most: int) -> bool:
+    def send(self, client: httpx2.Client, generator: random.Random, most: int) -> bool:
         """Send one request; return whether a response came."""
         chosen = [generator.randrange(len(self.texts)) for _ in range(generator.randint(1, most))]
         begin = time.perf_counter()
         try:
             response = client.post(f"{self.address}/predict", json={"texts": [self.texts[i] for i in chosen]})
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             with self.lock:
                 self.statuses[type(error).__name__] += 1
             return False
@@ -107,7 +107,7 @@ class Load:
 
         def work(number: int) -> None:
             generator = random.Random(number)
-            with httpx.Client(timeout=120, verify=CONTEXT) as client:
+            with httpx2.Client(timeout=120, verify=CONTEXT) as client:
                 while True:
                     with self.lock:
                         if next(remaining, None) is None:
@@ -141,7 +141,7 @@ def bad_requests(address: str, text: str) -> None:
         "10 MB": json.dumps({"texts": ["a" * 10_000_000]}).encode(),
     }
     for name, body in bodies.items():
-        response = httpx.post(f"{address}/predict", content=body, headers=content, timeout=60)
+        response = httpx2.post(f"{address}/predict", content=body, headers=content, timeout=60)
         print(f"  {name}: {response.status_code} {response.text[:110]}")
 
 
@@ -185,7 +185,7 @@ def main() -> None:
         seconds[1] += many.run(-(-arguments.requests // ROUNDS), arguments.clients, arguments.most)
     alone.report("one client", seconds[0])
     many.report(f"{arguments.clients} clients", seconds[1])
-    sums = dict(re.findall(r"^nlp_transfer_batch_rows_(sum|count) (\S+)", httpx.get(f"{address}/metrics").text, re.MULTILINE))
+    sums = dict(re.findall(r"^nlp_transfer_batch_rows_(sum|count) (\S+)", httpx2.get(f"{address}/metrics").text, re.MULTILINE))
     print(f"{float(sums['sum']) / float(sums['count']):.1f} rows in a batch on average")
     bad_requests(address, texts[0])
     print(f"SIGTERM when idle: exit status {stop(process)[0]}")
@@ -206,7 +206,7 @@ def main() -> None:
 
     def until_refused(number: int) -> None:
         generator = random.Random(number)
-        with httpx.Client(timeout=120, verify=CONTEXT) as client:
+        with httpx2.Client(timeout=120, verify=CONTEXT) as client:
             while load.send(client, generator, arguments.most) and not ended.is_set():
                 pass
 

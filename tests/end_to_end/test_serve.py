@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
 from nlp_transfer import load_predictor
 from nlp_transfer.export.export import export_model
-from tests.builders import columns, command, run, write
+from tests.builders import columns, command, edit, run, sentiment_rows, write
+from tests.helpers.predictions import near
 
 pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
@@ -29,9 +31,9 @@ SECRET = "a private text"
 
 @pytest.fixture(scope="module")
 def trained(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with a validation split."""
+    """The folder of a run with a validation split, with numbers as labels."""
     folder = tmp_path_factory.mktemp("served")
-    table = write(folder / "train.csv", list(zip(*columns(80, "text", "label").values(), strict=True)))
+    table = write(folder / "train.csv", [(text, int(label == "positive")) for text, label in sentiment_rows(80)])
     data = {"train": table, "validation_share": 0.25}
     output: Path = run(model=tiny["bert"], data=data, output_dir=folder / "run").output_dir
     return output
@@ -80,7 +82,7 @@ def test_sigterm_under_load_loses_no_request(trained: Path) -> None:
                     if not isinstance(error.reason, ConnectionRefusedError):
                         problems.append(repr(error))
                     return
-                if (status, response) != (200, {"predictions": [expected[text] for text in chosen]}):
+                if status != 200 or not near(response["predictions"], [expected[text] for text in chosen]):
                     problems.append(str(response))
                 answered[number] += 1
 
@@ -106,7 +108,11 @@ def test_export_is_served_without_torch(trained: Path, tmp_path: Path) -> None:
     assert {"Dockerfile", "predict.py", "requirements.txt", "serve.py"} <= {path.name for path in folder.iterdir()}
     assert "torch" not in (folder / "requirements.txt").read_text()
     texts = [*columns(4, "text")["text"], "🙂", "good " * 60]
-    expected = load_predictor(trained)(texts, probabilities=True)
+    median = float(np.median([row["probability"] for row in load_predictor(trained)(texts)]))
+    record = json.loads((folder / "nlp_transfer.json").read_text())
+    edit(folder / "nlp_transfer.json", settings=record["settings"] | {"abstain": median})
+    expected = load_predictor(trained, settings={"abstain": median})(texts, probabilities=True)
+    assert {type(row["prediction"]) for row in expected} == {int, type(None)}
     start = (
         "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'nlp_transfer'))); "
         "sys.path.insert(0, '.'); sys.argv[1:] = ['--port', '0']; runpy.run_path('serve.py', run_name='__main__')"
@@ -116,9 +122,10 @@ def test_export_is_served_without_torch(trained: Path, tmp_path: Path) -> None:
         address = next(found for line in server.stderr if (found := re.search(r"http://[\d.]+:\d+", line))).group()
         status, response = post(address, {"texts": texts, "probabilities": True})
         assert status == 200
-        for before, after in zip(expected, response["predictions"], strict=True):
-            assert after.pop("prediction") == before.pop("prediction")
-            assert after == pytest.approx(before, abs=1e-5)
+        found = response["predictions"]
+        for name in ("prediction", "note"):
+            assert [row.pop(name) for row in found] == [row.pop(name) for row in expected]
+        assert all(after == pytest.approx(before, abs=1e-5) for before, after in zip(expected, found, strict=True))
         for body in ({"texts": [""]}, {"texts": [5]}, {"texts": [["a", "b"]]}, {"text": ["a"]}, {"texts": ["a"] * 257}, []):
             assert post(address, body)[0] == 422
         assert post(address, {"texts": ["a" * 200_001]})[0] == 413

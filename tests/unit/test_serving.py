@@ -24,6 +24,7 @@ from nlp_transfer.serving.served_model import ServedModel
 from nlp_transfer.serving.server import TOKEN, Address, read_token, serve
 from nlp_transfer.utils.errors import UserError
 from tests.builders import columns, refused, run, write
+from tests.helpers.predictions import near
 from tests.helpers.seq2seq_models import PAIRS, save_tiny_seq2seq
 
 pytestmark = pytest.mark.model
@@ -129,7 +130,7 @@ def test_refusal_has_the_facts_of_load_predictor(runs: dict[str, Path], single: 
 
 def test_one_text_and_none(single: TestClient) -> None:
     together = single.post("/predict", json={"texts": TEXTS}).json()["predictions"]
-    assert single.post("/predict", json={"texts": TEXTS[0]}).json()["predictions"] == together[:1]
+    assert single.post("/predict", json={"texts": TEXTS[0]}).json()["predictions"][0] == pytest.approx(together[0], abs=1e-6)
     assert single.post("/predict", json={"texts": []}).json() == {"predictions": []}
 
 
@@ -141,7 +142,7 @@ def test_simultaneous_requests_get_their_own_rows(single: TestClient) -> None:
     def ask(first: int) -> None:
         texts = [cells[(first + i) % 24] for i in range(first % 5 + 1)]
         response = single.post("/predict", json={"texts": texts if first % 7 else [*texts, ""]})
-        if first % 7 and response.json() != {"predictions": [alone[text] for text in texts]}:
+        if first % 7 and not near(response.json()["predictions"], [alone[text] for text in texts]):
             wrong.append(response.text)
         if not first % 7 and response.status_code != 422:
             wrong.append(response.text)
