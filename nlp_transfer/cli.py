@@ -18,6 +18,7 @@ from nlp_transfer.commands import (
     list_label_errors,
     report,
     run_list,
+    serve,
     shell_completion,
     tune,
 )
@@ -249,6 +250,7 @@ COMMANDS: tuple[click.Command, ...] = (
     explain.command,
     embed.command,
     export.command,
+    serve.command,
     init.command,
     run_list.command,
     shell_completion.command,

@@ -1,5 +1,10 @@
-"""Write `predict.py` into an export: a short program that predicts with the engine and the package tokenizers alone."""
+"""Write programs into an export that need the engine and the package tokenizers, but no torch.
 
+`predict.py` predicts texts, `serve.py` does so over HTTP, and `Dockerfile` and `requirements.txt` make an image of the server.
+"""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 
@@ -7,7 +12,8 @@ from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import say
 
-SCRIPT = "predict.py"
+SCRIPT, SERVER, DOCKERFILE, REQUIREMENTS = "predict.py", "serve.py", "Dockerfile", "requirements.txt"
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 SESSION = {
     "onnx": """\
 import onnxruntime
@@ -35,9 +41,27 @@ def run(inputs):
 
 
 def write_standalone(predictor: Predictor, to: str, folder: Path) -> None:
-    """Write the program, if the tokenizer has a `tokenizer.json`, which the package tokenizers reads."""
+    """Write the programs, if the tokenizer has a `tokenizer.json`, which the package tokenizers reads."""
     if not predictor.task.traits.pools or not (folder / "tokenizer.json").is_file():
         say(f"note: no {SCRIPT} is written, because the tokenizer or the task needs more than the package tokenizers")
         return
-    template = files("nlp_transfer.export").joinpath("scripts/classify.py.template").read_text(encoding="utf-8")
-    write_bytes(folder / SCRIPT, template.replace("# SESSION\n", SESSION[to]).encode())
+    texts = {
+        SCRIPT: _template("classify.py").replace("# SESSION\n", SESSION[to]),
+        SERVER: _template("serve.py"),
+        DOCKERFILE: _template("Dockerfile").replace("PYTHON", ".".join(map(str, sys.version_info[:2]))),
+        REQUIREMENTS: "".join(_requirement(name) for name in (PACKAGES[to], "tokenizers", "numpy", "fastapi", "uvicorn")),
+    }
+    for name, text in texts.items():
+        write_bytes(folder / name, text.encode())
+
+
+def _template(name: str) -> str:
+    return files("nlp_transfer.export").joinpath(f"scripts/{name}.template").read_text(encoding="utf-8")
+
+
+def _requirement(name: str) -> str:
+    """Return a line with the installed version, with which the export was checked; any version if it is not installed."""
+    try:
+        return f"{name}=={version(name)}\n"
+    except PackageNotFoundError:
+        return f"{name}\n"
