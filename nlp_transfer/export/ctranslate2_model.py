@@ -1,13 +1,16 @@
-"""Convert encoder-decoders to CTranslate2, by its own loaders."""
+"""Convert encoder-decoders to CTranslate2, by its own loaders or, for those of BERT layers, by one of this package."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
+from nlp_transfer.export.bert_decoder_spec import bert_spec
 from nlp_transfer.inference.exported_generator import check_settings, read_vocabulary
+from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError, first_line
 
 QUANTIZATION = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+ENCODER_DECODER = "encoder-decoder"
 LOADERS = {  # NLLB checkpoints are of the family m2m_100
     "bart": "BartLoader", "m2m_100": "M2M100Loader", "marian": "BartLoader", "mbart": "MBartLoader", "mt5": "MT5Loader",
     "t5": "T5Loader",
@@ -23,7 +26,7 @@ LAYOUTS = {
 }
 
 
-def write_ctranslate2(model: Any, tokenizer: Any, folder: Path, precision: str) -> None:
+def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, precision: str) -> None:
     """Write the weights and the vocabulary of an encoder-decoder.
 
     Args:
@@ -38,9 +41,10 @@ def write_ctranslate2(model: Any, tokenizer: Any, folder: Path, precision: str) 
     from ctranslate2.converters import Converter, transformers
 
     family = model.config.model_type
-    if family not in LOADERS:
+    if family not in (*LOADERS, ENCODER_DECODER):
         raise UserError(
-            f"export: CTranslate2 cannot represent models of the family {family}; allowed: {', '.join(LOADERS)} (and NLLB)"
+            f"export: CTranslate2 cannot represent models of the family {family}; allowed: {', '.join(LOADERS)}, NLLB, and "
+            "encoder-decoders of BERT or RoBERTa"
         )
     check_settings(model.generation_config)
 
@@ -49,7 +53,10 @@ def write_ctranslate2(model: Any, tokenizer: Any, folder: Path, precision: str) 
 
         def _load(self) -> Any:
             with torch.no_grad():
-                spec = getattr(transformers, LOADERS[family])()(model, tokenizer)
+                if family == ENCODER_DECODER:
+                    vocabularies = _tokens(tokenizers.source, model.encoder), _tokens(tokenizers.target, model.decoder)
+                    return bert_spec(model, *vocabularies)
+                spec = getattr(transformers, LOADERS[family])()(model, tokenizers.source)
             spec.config.bos_token = spec.config.bos_token or spec.config.eos_token  # has no effect, but must be a text
             return spec
 
@@ -61,7 +68,16 @@ def write_ctranslate2(model: Any, tokenizer: Any, folder: Path, precision: str) 
         raise UserError(f"export: the {family} model cannot be converted to CTranslate2: {first_line(error)}") from error
     finally:
         model.config = config
-    check_vocabulary(tokenizer, read_vocabulary(folder))
+    for side in ("source", "target"):
+        check_vocabulary(getattr(tokenizers, side), read_vocabulary(folder, side))
+
+
+def _tokens(tokenizer: Any, part: Any) -> list[str]:
+    """Return the vocabulary of one side in the order of ids, with a name for every id."""
+    tokens = [f"<unused {i}>" for i in range(part.config.vocab_size)]
+    for token, i in tokenizer.get_vocab().items():
+        tokens[i] = token
+    return tokens
 
 
 def adapted(config: Any) -> Any:

@@ -94,7 +94,7 @@ def export_model(
         _write_files(predictor, partial)
         if to == "ctranslate2":
             graph, trained = partial / GRAPHS[to][0], check.measure(predictor)
-            write_ctranslate2(predictor.model, predictor.tokenizer, graph.parent, precision)
+            write_ctranslate2(predictor.model, predictor.task.tokenizers, graph.parent, precision)
             exported = check.measure(load_predictor(partial, backend=to))
             report = check.report(predictor, trained, exported, to, precision, PACKAGES[to])
         else:
@@ -197,4 +197,5 @@ def _write_files(predictor: Predictor, folder: Path) -> None:
         predictor.tokenizer.save_pretrained(folder)
         if predictor.task.traits.generates:
             predictor.model.generation_config.save_pretrained(folder)
+            predictor.task.export(predictor.model, folder)
     write_json(folder / RECORD, record(predictor.task, plain=False))

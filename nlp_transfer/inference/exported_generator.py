@@ -29,7 +29,7 @@ class ExportedGenerator(Exported):
 
     Attributes:
         generation_config: Settings of generation of the trained model.
-        tokens: The vocabulary; CTranslate2 takes and returns tokens instead of ids.
+        sources, tokens: The source and the target vocabulary; CTranslate2 takes and returns tokens instead of ids.
     """
 
     has_logits = False
@@ -44,7 +44,7 @@ class ExportedGenerator(Exported):
             ctranslate2.set_log_level(40)  # logging.ERROR; it warns of computing bf16 weights in fp32
             self.translator = ctranslate2.Translator(str(graph.parent), "cpu", intra_threads=torch.get_num_threads())
             self.starts = json.loads((graph.parent / "config.json").read_text(encoding="utf-8"))["decoder_start_token"] is not None
-            self.tokens = read_vocabulary(graph.parent)
+            self.sources, self.tokens = (read_vocabulary(graph.parent, side) for side in ("source", "target"))
         self.ids = {token: i for i, token in enumerate(self.tokens)}
 
     @property
@@ -68,7 +68,7 @@ class ExportedGenerator(Exported):
         """
         beams, start, end = generation_config.num_beams, generation_config.decoder_start_token_id, self._end(generation_config)
         limits = logits_processor[0].limits[::beams].tolist()
-        sources = [[self.tokens[i] for i in row[mask].tolist()] for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
+        sources = [[self.sources[i] for i in row[mask].tolist()] for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
         forced = generation_config.forced_bos_token_id
         prefix = [] if self.starts else [self.tokens[start]]
         prefix += [] if forced is None else [self.tokens[forced]]
@@ -103,9 +103,11 @@ class ExportedGenerator(Exported):
         return int(torch.as_tensor(settings.eos_token_id).reshape(-1)[0])
 
 
-def read_vocabulary(folder: Path) -> list[str]:
-    """Return the tokens of a CTranslate2 model, in the order of their ids."""
-    tokens: list[str] = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
+def read_vocabulary(folder: Path, side: str) -> list[str]:
+    """Return the tokens of a CTranslate2 model, in the order of their ids; `side` is `source` or `target`."""
+    shared = folder / "shared_vocabulary.json"
+    path = shared if shared.is_file() else folder / f"{side}_vocabulary.json"
+    tokens: list[str] = json.loads(path.read_text(encoding="utf-8"))
     return tokens
 
 
