@@ -6,7 +6,6 @@ from typing import Any
 
 from nlp_transfer.export.bert_decoder_spec import bert_spec
 from nlp_transfer.inference.exported_generator import check_settings
-from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError, first_line
 
 QUANTIZATION = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
@@ -26,11 +25,12 @@ LAYOUTS = {
 }
 
 
-def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, precision: str) -> None:
+def write_ctranslate2(model: Any, task: Any, folder: Path, precision: str) -> None:
     """Write the weights and the vocabulary of an encoder-decoder.
 
     Args:
         model: The model, which cannot be used afterwards, because CTranslate2 quantizes its weights in place.
+        task: The task of the model, which generates text.
         folder: Folder to write.
         precision: `fp32`, `bf16` or `int8`.
 
@@ -40,7 +40,7 @@ def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, preci
     import torch
     from ctranslate2.converters import Converter, transformers
 
-    family = model.config.model_type
+    family, tokenizers = model.config.model_type, task.tokenizers
     if family not in (*LOADERS, ENCODER_DECODER):
         raise UserError(
             f"export: CTranslate2 cannot represent models of the family {family}; allowed: {', '.join(LOADERS)}, NLLB, and "
@@ -48,7 +48,7 @@ def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, preci
         )
     check_settings(model.generation_config)
 
-    class ModelConverter(Converter):  # type: ignore[misc]
+    class ModelConverter(Converter):
         """A converter of a model in memory."""
 
         def _load(self) -> Any:

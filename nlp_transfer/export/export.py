@@ -96,7 +96,7 @@ def export_model(
         _write_files(predictor, partial)
         if to == "ctranslate2":
             graph, trained = partial / GRAPHS[to][0], check.measure(predictor)
-            write_ctranslate2(predictor.model, predictor.task.tokenizers, graph.parent, precision)
+            write_ctranslate2(predictor.model, predictor.task, graph.parent, precision)
             exported = check.measure(load_predictor(partial, backend=to))
             report = check.report(predictor, trained, exported, to, precision, PACKAGES[to])
         else:
