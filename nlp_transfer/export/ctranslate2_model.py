@@ -66,6 +66,8 @@ def write_ctranslate2(model: Any, task: Any, folder: Path, precision: str) -> No
     model.config = adapted(config)
     try:
         ModelConverter().convert(str(folder), quantization=QUANTIZATION[precision], force=True)
+    except UserError:
+        raise
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
         raise UserError(f"export: the {family} model cannot be converted to CTranslate2: {first_line(error)}") from error
     finally:

@@ -37,16 +37,16 @@ class ExportedGenerator(Exported):
 
     def __init__(self, config: Any, backend: str, graph: Path, precision: str) -> None:
         super().__init__(config, backend, graph)
-        self.generation_config = GenerationConfig.from_pretrained(graph.parents[1])
-        check_settings(self.generation_config)
         with opening(backend, graph):
             import ctranslate2
 
+            self.generation_config = GenerationConfig.from_pretrained(graph.parents[1])
             ctranslate2.set_log_level(logging.ERROR)  # it warns of computing bf16 weights in fp32
             self.translator = ctranslate2.Translator(str(graph.parent), "cpu", intra_threads=torch.get_num_threads())
             settings = json.loads((graph.parent / "config.json").read_text(encoding="utf-8"))
             self.starts = settings["decoder_start_token"] is not None
             self.sources, self.tokens = (read_vocabulary(graph.parent, side) for side in ("source", "target"))
+        check_settings(self.generation_config)
         self.ids = {token: i for i, token in enumerate(self.tokens)}
 
     @property

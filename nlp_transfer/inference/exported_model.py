@@ -85,7 +85,7 @@ def opening(backend: str, graph: Path) -> Iterator[None]:
         raise UserError(
             f"--backend {backend}: needs the package {error.name}, which is not installed; to install it: {INSTALL}"
         ) from None
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         raise UserError(f"{graph}: cannot be loaded: {first_line(error)}; allowed: a new export") from error
 
 

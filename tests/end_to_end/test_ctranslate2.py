@@ -60,7 +60,7 @@ def test_fp32_exports_translate_like_the_model(folder: Path, family: str) -> Non
     trained = train(family, folder)
     export = export_model(trained, "ctranslate2", max_loss=1)
     assert translations(export.folder, 1) == translations(trained, 1)
-    # Beam search ranks texts that end at the length limit by another length; few half-trained models write none.
+    # Beam search ranks texts that are cut at the length limit by another length, and half-trained models write some.
     pairs = list(zip(translations(export.folder, 3), translations(trained, 3), strict=True))
     assert sum(before == after for before, after in pairs) > len(pairs) / 2
 
