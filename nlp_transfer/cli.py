@@ -13,6 +13,7 @@ from nlp_transfer.commands import (
     cross_validate,
     embed,
     explain,
+    export,
     init,
     list_label_errors,
     report,
@@ -22,6 +23,7 @@ from nlp_transfer.commands import (
 )
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.commands.options import (
+    BACKEND,
     BASE,
     BATCH_SIZE,
     BEAMS,
@@ -110,11 +112,13 @@ def _dry_run(document: dict[str, Any], options: dict[str, Any]) -> None:
 @PRECISION
 @CODE
 @BASE
+@BACKEND
 @QUIET
 @click.pass_context
 def evaluate(
-    ctx: click.Context, model: str, output: Path | None, overwrite: bool, batch_size: int | None, precision: str, base: str | None
-) -> None:
+    ctx: click.Context, model: str, output: Path | None, overwrite: bool, batch_size: int | None, precision: str,
+    base: str | None, backend: str,
+) -> None:  # fmt: skip
     """Compute the metrics of a model on test data.
 
     MODEL is a run folder, a model folder or a hub id; the test data is --data.test or, for a run, the test data that it recorded.
@@ -124,7 +128,7 @@ def evaluate(
 
     check_metrics_file(output, overwrite)
     settings, hashes = with_recorded_test(model, model_settings(ctx, ctx.args))
-    metrics, signatures = evaluate_model(model, settings, batch_size, precision, base, hashes)
+    metrics, signatures = evaluate_model(model, settings, batch_size, precision, base, hashes, backend)
     print_metrics(metrics, output, signatures, overwrite)
 
 
@@ -244,6 +248,7 @@ COMMANDS: tuple[click.Command, ...] = (
     list_label_errors.command,
     explain.command,
     embed.command,
+    export.command,
     init.command,
     run_list.command,
     shell_completion.command,

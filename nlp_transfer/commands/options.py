@@ -61,6 +61,13 @@ SEEDS = click.option(
     metavar="SEED ...",
     help="Seeds of the compared runs; trials of tune have the first one.  [default: 0 1 2]",
 )
+BACKEND = click.option(
+    "--backend",
+    type=click.Choice(["auto", "torch", "onnx", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="The engine that runs the model. auto: the one that the folder was exported for, or torch.",
+)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows per batch.  [default: the fastest]")
 BEAMS = click.option(
@@ -122,6 +129,7 @@ FILE_OPTIONS = (
     ),
     CODE,
     BASE,
+    BACKEND,
     QUIET,
 )
 TRAINING_OPTIONS = (

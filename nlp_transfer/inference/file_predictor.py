@@ -29,10 +29,11 @@ from nlp_transfer.utils.errors import UserError
 
 
 def open_predictor(
-    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None
-) -> Predictor:
+    model: str, settings: dict[str, Any], batch_size: int | None, precision: str, base: str | None = None,
+    backend: str = "auto",
+) -> Predictor:  # fmt: skip
     """Load a saved model; if `precision` is `auto`, print the chosen one."""
-    predictor = load_predictor(model, batch_size, precision, settings.get("task"), base)
+    predictor = load_predictor(model, batch_size, precision, settings.get("task"), base, backend=backend)
     if precision == "auto":
         exact = "" if predictor.precision == PRECISION else f"; {PRECISION}, the default, is more exact"
         say(f"computing in {predictor.precision}, the fastest on this machine{exact}")
@@ -53,6 +54,7 @@ class FilePredictor:
         beams: beam size of a model that generates text; None: the task's.
         processes: number of processes that each load the model.
         base: current location of the base model of an adapter; None: the recorded one.
+        backend: `torch`, `onnx`, `openvino` or `auto`; see `load_predictor`.
 
     Raises:
         UserError: the model cannot be used or has another task, or several processes would share a GPU.
@@ -70,13 +72,14 @@ class FilePredictor:
         beams: int | None = None,
         processes: int = 1,
         base: str | None = None,
+        backend: str = "auto",
     ) -> None:
         if processes > 1 and (device := inference_device()) != "cpu":
             raise UserError(
                 f"--processes: found {processes}; this machine computes on a GPU ({device}), which one process keeps busy; "
                 "allowed: 1"
             )
-        predictor = open_predictor(model, settings, batch_size, precision, base)
+        predictor = open_predictor(model, settings, batch_size, precision, base, backend)
         traits = predictor.task.traits
         if command != traits.command:
             raise UserError(f"{model}: is a {task_name(predictor.task)} model; use nlp-transfer {traits.command}")

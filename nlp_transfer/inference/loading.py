@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.data.sources import find_model
+from nlp_transfer.inference.exported_model import ExportedModel, backend_precision, find_graph
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.checkpoint import Checkpoint, check_head
@@ -35,6 +36,7 @@ def load_predictor(
     settings: Mapping[str, Any] | None = None,
     base: str | Path | None = None,
     task: type[Task] | Task | None = None,
+    backend: str = "auto",
 ) -> Predictor:
     """Load a saved model for prediction.
 
@@ -52,12 +54,13 @@ def load_predictor(
             a saved model raise an error.
         base: current location of the base model that an adapter was trained on. None means the recorded location.
         task: the task or its class. Needed if the class cannot be imported by name, such as a class defined in a notebook.
+        backend: `torch`; `onnx` or `openvino` for an exported folder; `auto`: what the folder contains.
 
     Raises:
-        UserError: the model or the base of an adapter is missing or damaged, the precision is not supported, or a setting is
-            invalid.
+        UserError: the model or the base of an adapter is missing or damaged, the precision or back end is not supported, or a
+            setting is invalid.
     """
-    device = inference_device()
+    device: Any = inference_device()
     path = expand(model)
     kind = task if task is None or isinstance(task, type) else type(task)
     loaded: Any
@@ -73,10 +76,15 @@ def load_predictor(
         check_head(checkpoint, before.traits.architecture)
         saved = with_changed_settings(before, settings, checkpoint.max_length).prepare(checkpoint)
         check_schema(saved, checkpoint)
-        loaded = load_checkpoint(checkpoint, saved.traits.load_auto_class(), saved)
-        check_built(loaded, saved, record, checkpoint.source.name)
+        if graph := find_graph(Path(checkpoint.source.path), backend):
+            precision = backend_precision(graph[0], precision)
+            loaded, device = ExportedModel(checkpoint.config, *graph, precision), "cpu"
+        else:
+            loaded = load_checkpoint(checkpoint, saved.traits.load_auto_class(), saved)
+            check_built(loaded, saved, record, checkpoint.source.name)
     check_used(saved, scored=True)
-    precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
+    if not isinstance(loaded, ExportedModel):
+        precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
     return Predictor(loaded.to(device), checkpoint.tokenizer, saved, batch_size, precision)
 
 
@@ -87,10 +95,11 @@ def load_translator(
     settings: Mapping[str, Any] | None = None,
     base: str | Path | None = None,
     task: type[Task] | Task | None = None,
+    backend: str = "auto",
 ) -> Translator:
     """Load a saved model for translation. See `load_predictor` for the arguments.
 
     Raises:
         UserError: as for `load_predictor`, or the model does not translate.
     """
-    return Translator(load_predictor(model, batch_size, precision, settings, base, task))
+    return Translator(load_predictor(model, batch_size, precision, settings, base, task, backend))

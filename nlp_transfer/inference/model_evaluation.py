@@ -25,6 +25,7 @@ def evaluate_model(
     precision: str,
     base: str | None = None,
     hashes: Sequence[str] = (),
+    backend: str = "auto",
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Score a saved model on `data.test`, exactly as a run scores its splits.
 
@@ -49,7 +50,7 @@ def evaluate_model(
         from nlp_transfer.inference.scoring import score
         from nlp_transfer.models.accelerator import make_accelerator
 
-    predictor = open_predictor(model, settings, batch_size, precision, base)
+    predictor = open_predictor(model, settings, batch_size, precision, base, backend)
     task = predictor.task
     say(*unused_columns(task, data.test))
     columns, problems = [*task.inputs, *task.targets], Problems()

@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from nlp_transfer.data.sources.portable_paths import portable
 from nlp_transfer.data.sources.rows import Rows, from_columns
-from nlp_transfer.data.splits import read_splits
 from nlp_transfer.inference.embedding import Embedder, predictor_embedder
 from nlp_transfer.inference.explanation import Explanation, Neighbor, explain_texts
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.report.explanation_page import write_explanations
-from nlp_transfer.run.document import read_document
-from nlp_transfer.run.provenance import check_files
-from nlp_transfer.run.resolve import resolve
+from nlp_transfer.run.recorded_splits import recorded_splits
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
@@ -90,17 +86,9 @@ def training_rows(folder: Path) -> tuple[Rows, list[str]]:
     Raises:
         UserError: the folder is not the folder of a run, or its data is gone or has changed.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder}: is not the folder of a run (it has no config.yaml)")
-    run = resolve(read_document(path))
-    training = run.config.training
-    splits, task = read_splits(run.config.data, run.task, training, training.seed, run.strategy.traits.needs_validation)
+    splits, task = recorded_splits(folder)
     if not len(splits.train):
-        raise UserError(f"{path}: the run had no training rows")
-    recorded = run.config.provenance
-    files = {name if name.startswith("hub:") else portable(name): digest for name, digest in splits.provenance().items()}
-    check_files(recorded, {"files": files, "model_revision": recorded.get("model_revision")})
+        raise UserError(f"{folder}: the run had no training rows")
     return splits.train, task.targets
 
 

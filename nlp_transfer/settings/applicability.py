@@ -21,6 +21,7 @@ COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "predict": FORMAT,
     "translate": FORMAT,
     "embed": FORMAT,
+    "export": ("data.validation", "data.on_bad_rows", *FORMAT),
     "push": (),
 }
 """Dotted names of the settings that have an effect, by command, besides those that tasks mark with `UsedBy`. `*` matches any

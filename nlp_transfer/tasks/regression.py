@@ -187,7 +187,8 @@ class Regression(TextTask):
             layers = [layer for layer in [RegressionOutput.replace(model)] if layer]
         for layer in layers or [self._output(model)] * (self.scale is not None):
             layer.mean, layer.scale = self.mean or 0.0, self.scale or 1.0
-            layer.offset = layer.stored_bias if self.offset is None else self.offset
+            exact = self.offset is not None and np.float32(self.offset) == np.float32(layer.stored_bias)
+            layer.offset = self.offset if exact else layer.stored_bias
 
     def objective(self, training: TrainingConfig | None = None, train: TokenTable | None = None) -> SquaredError:
         return SquaredError(self.mean or 0.0, self.scale or 1.0)

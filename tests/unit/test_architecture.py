@@ -28,7 +28,7 @@ LAYERS = (
     ("report", "hub"),
     ("run",),
     ("fine_tune",),
-    ("experiments", "sklearn"),
+    ("experiments", "sklearn", "export"),
     ("commands",),
     ("cli",),
     ("__main__", ""),

@@ -1,0 +1,1 @@
+"""Export trained models for other engines: ONNX and OpenVINO."""

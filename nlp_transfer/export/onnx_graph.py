@@ -1,0 +1,70 @@
+"""Convert a model to ONNX, with any number of rows and tokens."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nlp_transfer.models.sdpa import attention_for_fp32
+from nlp_transfer.utils.errors import UserError, first_line
+
+
+class _Logits(nn.Module):
+    """A model with positional inputs whose outputs are a tuple of all logits, as `torch.export` requires."""
+
+    def __init__(self, model: nn.Module, inputs: list[str], outputs: list[str]) -> None:
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, inputs, outputs
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = self.model(**dict(zip(self.inputs, inputs, strict=True)))
+        return tuple(outputs[name].float() for name in self.outputs)
+
+
+def write_onnx(model: Any, inputs: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write the graph of a model, from token ids to logits, in fp32.
+
+    Args:
+        inputs: Inputs of a batch, int64 of shape (rows, tokens), with at least 2 rows and 2 tokens.
+
+    Raises:
+        UserError: The model cannot be converted.
+    """
+    names = list(inputs)
+    with torch.inference_mode():
+        computed = model(**inputs)
+    outputs = [name for name in computed.keys() if name.endswith("logits")]  # noqa: SIM118 (not a dictionary)
+    axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _quiet(), attention_for_fp32(model):
+            torch.onnx.export(
+                _Logits(model, names, outputs).eval(), tuple(inputs.values()), str(path), input_names=names,
+                output_names=outputs, dynamic_shapes={"inputs": (axes,) * len(names)}, dynamo=True, external_data=False,
+                verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # torch raises errors of many types for operators that it cannot convert
+        raise UserError(
+            f"export: the {model.config.model_type} model cannot be converted to ONNX ({type(error).__name__}: "
+            f"{first_line(error)}); allowed: another model family, or prediction without an export"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the messages of the exporter about its stages and about packages that it does not need."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,164 @@
+"""Models that were exported to ONNX or OpenVINO, and are called like the trained model."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from nlp_transfer.models.device import resolve_precision
+from nlp_transfer.models.verification.allowed import WEIGHTS
+from nlp_transfer.utils.errors import UserError
+
+# Files of each back end, the most exact first, where optimum, transformers.js and text-embeddings-inference look for them.
+GRAPHS = {"onnx": ("onnx/model.onnx", "onnx/model_quantized.onnx"), "openvino": ("openvino_model.xml",)}
+BACKENDS = ("auto", "torch", *GRAPHS)
+PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "fp16")}
+INSTALL = 'pip install "nlp_transfer[export]"'
+
+
+class Engine(Protocol):
+    """A loaded graph, with the names of its inputs and outputs."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs for int64 inputs of shape (rows, tokens)."""
+
+
+def import_openvino() -> Any:
+    """Import openvino without its telemetry, which reports each import and conversion to an analytics service.
+
+    The tools of OpenVINO do without the package `openvino_telemetry` if it cannot be imported.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+class OnnxEngine:
+    """A graph in onnxruntime, on the CPU."""
+
+    def __init__(self, path: Path, precision: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = self.session.run(self.outputs, dict(arrays))
+        return outputs
+
+
+class OpenVinoEngine:
+    """A graph in OpenVINO, on the CPU."""
+
+    def __init__(self, path: Path, precision: str) -> None:
+        openvino = import_openvino()
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self.model = openvino.Core().compile_model(str(path), "CPU", settings)
+        self.inputs = [value.any_name for value in self.model.inputs]
+        self.outputs = [value.any_name for value in self.model.outputs]
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        outputs = self.model(dict(arrays))
+        return [np.array(outputs[name]) for name in self.outputs]
+
+
+ENGINES: dict[str, Callable[[Path, str], Engine]] = {"onnx": OnnxEngine, "openvino": OpenVinoEngine}
+
+
+class ExportedModel(nn.Module):
+    """An exported model. Its inputs and outputs are tensors with the same names as those of the trained model.
+
+    Attributes:
+        config: Configuration of the trained model.
+        backend: `onnx` or `openvino`.
+    """
+
+    def __init__(self, config: Any, backend: str, graph: Path, precision: str) -> None:
+        super().__init__()
+        self.config, self.backend = config, backend
+        try:
+            self.engine = ENGINES[backend](graph, precision)
+        except ImportError as error:
+            raise UserError(
+                f"--backend {backend}: needs the package {error.name}, which is not installed; to install it: {INSTALL}"
+            ) from None
+        except RuntimeError as error:
+            raise UserError(f"{graph}: cannot be loaded: {str(error).splitlines()[0]}; allowed: a new export") from error
+        # The digest takes the place of the weights where a model is identified by its state.
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(graph.parent.glob(f"{graph.stem}.*"))))
+        self.register_buffer("digest", torch.tensor(list(digest.digest()), dtype=torch.uint8))
+        # An identity for models with one output, whose units a regression task changes in its last layer.
+        self.output = nn.Linear(1, 1) if config.num_labels == 1 else nn.Identity()
+        for parameter, value in zip(self.output.parameters(), (1.0, 0.0), strict=False):
+            nn.init.constant_(parameter, value)
+        self.empty = nn.Parameter(torch.zeros(0), requires_grad=False)  # its device is taken for the model's
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ExportedModel":
+        return self  # the engines compute on the CPU, so the model cannot be moved
+
+    def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        """Return the outputs by name, fp32 tensors; for classifiers, these are `logits`."""
+        arrays = {name: inputs[name].long().numpy() for name in self.engine.inputs}
+        tensors = (torch.from_numpy(array).float() for array in self.engine.run(arrays))
+        outputs = dict(zip(self.engine.outputs, tensors, strict=True))
+        return SimpleNamespace(**{name: self.output(tensor) if name == "logits" else tensor for name, tensor in outputs.items()})
+
+
+def find_graph(folder: Path, backend: str = "auto") -> tuple[str, Path] | None:
+    """Return the back end and the graph of an exported model; None for a model whose weights transformers loads.
+
+    Args:
+        backend: `auto`: the graph that the folder contains, unless the weights are there too.
+
+    Raises:
+        UserError: The folder has no graph for the requested back end.
+    """
+    if backend == "torch" or (backend == "auto" and any((folder / name).is_file() for name in WEIGHTS)):
+        return None
+    wanted = GRAPHS if backend == "auto" else {backend: GRAPHS[backend]}
+    for name, graphs in wanted.items():
+        for graph in graphs:
+            if (folder / graph).is_file():
+                return name, folder / graph
+    if backend != "auto":
+        raise UserError(
+            f"--backend {backend}: {folder} has no {' or '.join(GRAPHS[backend])}; allowed: a folder that "
+            f"`nlp-transfer export RUN --to {backend}` wrote, or --backend auto"
+        )
+    return None
+
+
+def backend_precision(backend: str, precision: str) -> str:
+    """Return the precision in which a back end computes; for `auto`, the fastest one that it and the CPU support.
+
+    Raises:
+        UserError: The back end does not support it.
+    """
+    allowed = PRECISIONS[backend]
+    if precision == "auto":
+        fastest, _ = resolve_precision("auto", "", "--precision")
+        return fastest if fastest in allowed else "fp32"
+    if precision not in allowed:
+        raise UserError(
+            f"--precision: found {precision}; {backend} computes in {' or '.join(allowed)}; the precision of an int8 model is a "
+            "part of its graph"
+        )
+    return precision

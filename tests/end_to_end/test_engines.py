@@ -1,0 +1,115 @@
+"""Exports for onnxruntime and OpenVINO: equal to the trained model, usable by every command, and without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nlp_transfer import load_predictor
+from nlp_transfer.export.export import export_model
+from tests.builders import columns, printed, read_table, refused, run, succeed, write
+
+pytest.importorskip("onnxruntime")
+TEXTS = ["a good film", "an awful film", "good " * 60, "🙂", "bright dull"]
+WITHOUT_TORCH = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'nlp_transfer'))); "
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run with a validation split, whose data stays in place."""
+    folder = tmp_path_factory.mktemp("exports")
+    table = write(folder / "train.csv", list(zip(*columns(80, "text", "label").values(), strict=True)))
+    return run(
+        model=tiny["bert"], data={"train": table, "validation_share": 0.25}, output_dir=folder / "run",
+        training={"max_steps": 30, "learning_rate": 5e-3},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exports(trained: Any) -> dict[str, Any]:
+    return {f"{to}-{precision}": export_model(trained.output_dir, to, precision, max_loss=0.2)
+            for to, precision in (("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "int8"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["onnx-fp32", "openvino-fp32"])
+def test_fp32_exports_predict_like_the_model(trained: Any, exports: dict[str, Any], name: str) -> None:
+    expected = load_predictor(trained.output_dir)(TEXTS, probabilities=True)
+    predicted = load_predictor(exports[name].folder)(TEXTS, probabilities=True)
+    for before, after in zip(expected, predicted, strict=True):
+        assert before.keys() == after.keys()
+        assert before["prediction"] == after["prediction"]
+        assert before["probability"] == pytest.approx(after["probability"], abs=1e-5)
+
+
+def test_report_states_what_was_measured(exports: dict[str, Any]) -> None:
+    for name, export in exports.items():
+        report = json.loads((export.folder / "export.json").read_text())
+        assert f"{report['to']}-{report['precision']}" == name
+        assert report["rows"] == 20
+        assert report["metric_loss"] == pytest.approx(report["trained"] - report["exported"])
+        assert report["bytes"] > 0
+        assert 0 <= report["same_predictions"] <= 1
+    sizes = {name: sum(path.stat().st_size for path in export.folder.rglob("*.bin")) for name, export in exports.items()}
+    assert sizes["openvino-int8"] < sizes["openvino-fp32"] / 2
+
+
+def test_commands_accept_an_export(exports: dict[str, Any], tmp_path: Path) -> None:
+    folder, table = exports["onnx-fp32"].folder, write(tmp_path / "in.csv", [("a good film", "positive")])
+    succeed("predict", folder, "--input", table, "--output", tmp_path / "out.csv")
+    assert {"prediction", "probability"} < set(read_table(tmp_path / "out.csv")[0])
+    assert printed("evaluate", folder, "--data.test", table)["rows"] == 1
+
+
+@pytest.mark.parametrize("name", ["onnx-fp32", "openvino-fp32"])
+def test_script_predicts_without_torch(trained: Any, exports: dict[str, Any], name: str) -> None:
+    script = exports[name].folder / "predict.py"
+    code = WITHOUT_TORCH + f"sys.argv[1:] = {TEXTS!r}; import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    expected = load_predictor(trained.output_dir)(TEXTS)
+    for before, line in zip(expected, lines, strict=True):
+        after = json.loads(line)
+        assert after["prediction"] == before["prediction"]
+        np.testing.assert_allclose(after["probability"], before["probability"], atol=1e-5)
+
+
+def test_telemetry_of_openvino_is_not_imported(exports: dict[str, Any]) -> None:
+    assert load_predictor(exports["openvino-int8"].folder)(TEXTS)
+    assert sys.modules["openvino_telemetry"] is None
+    assert "openvino_telemetry" in (exports["openvino-int8"].folder / "predict.py").read_text()
+
+
+def test_lossy_export_is_refused(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nlp_transfer.export import export as module
+
+    real = module.write_graph
+
+    def damaged(onnx: Path, graph: Path, *arguments: Any) -> None:
+        import onnx as package
+
+        model = package.load(onnx)
+        weights = max(model.graph.initializer, key=lambda value: len(value.raw_data))
+        weights.raw_data = bytes(len(weights.raw_data))
+        package.save(model, onnx)
+        real(onnx, graph, *arguments)
+
+    monkeypatch.setattr(module, "write_graph", damaged)
+    with refused("validation rows", "--max-loss"):
+        export_model(trained.output_dir, "onnx", output=tmp_path / "export", max_loss=0)
+    assert not (tmp_path / "export").exists()
+
+
+def test_refusals_name_what_is_allowed(trained: Any, exports: dict[str, Any], tmp_path: Path) -> None:
+    with refused("--output", "already exists", "--overwrite"):
+        export_model(trained.output_dir, "onnx")
+    with refused("--precision", "fp16", "int8"):
+        export_model(trained.output_dir, "onnx", "fp16")
+    with refused("--data.validation", "is required"):
+        export_model(trained.output_dir / "model", "onnx", output=tmp_path / "export")
+    with refused("--backend openvino", "openvino_model.xml"):
+        load_predictor(exports["onnx-fp32"].folder, backend="openvino")
+    with refused("--precision", "bf16", "onnx"):
+        load_predictor(exports["onnx-fp32"].folder, precision="bf16")
