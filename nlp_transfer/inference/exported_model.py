@@ -108,6 +108,8 @@ class Exported(nn.Module):
         backend: A key of `GRAPHS`.
     """
 
+    base_model_prefix = ""  # the graph includes the encoder
+
     def __init__(self, config: Any, backend: str, graph: Path) -> None:
         super().__init__()
         self.config, self.backend = config, backend
