@@ -13,6 +13,7 @@ from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.ctranslate2_model import write_ctranslate2
+from nlp_transfer.export.encoder import is_encoder, write_encoder
 from nlp_transfer.export.measurement import Check, is_accepted, judge
 from nlp_transfer.export.onnx_graph import write_onnx
 from nlp_transfer.export.quantization import write_graph
@@ -83,6 +84,11 @@ def export_model(
     """
     _check(to, precision)
     folder = _output_folder(model, to, precision, output, overwrite)
+    if to != "ctranslate2" and is_encoder(model):
+        with replacing_folder(folder) as partial:
+            report = write_encoder(model, partial, to, precision, data or {}, max_loss, PACKAGES[to])
+            write_json(partial / REPORT, report)
+        return Export(folder, report)
     predictor = load_predictor(model, backend="torch")
     if predictor.task.traits.generates != (to == "ctranslate2"):
         fitting = "ctranslate2" if predictor.task.traits.generates else "onnx, openvino"

@@ -28,7 +28,7 @@ class _Logits(nn.Module):
 
 
 def write_onnx(model: Any, inputs: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write the graph of a model, from token ids to logits, in fp32.
+    """Write the graph of a model, from token ids to logits, or to `last_hidden_state` of an encoder without a head, in fp32.
 
     Args:
         inputs: Inputs of a batch, int64 of shape (rows, tokens), with at least 2 rows and 2 tokens.
@@ -39,10 +39,12 @@ def write_onnx(model: Any, inputs: Mapping[str, torch.Tensor], path: Path) -> No
     names = list(inputs)
     with torch.inference_mode():
         computed = model(**inputs)
-    outputs = [name for name in computed.keys() if name.endswith("logits")]  # noqa: SIM118 (not a dictionary)
+    logits = [name for name in computed.keys() if name.endswith("logits")]  # noqa: SIM118 (not a dictionary)
+    outputs = logits or ["last_hidden_state"]
     axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens")}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        # dynamo=True: the older exporter traces the attention masks of transformers 5 wrongly; its logits are off by up to 0.03.
         with _quiet(), attention_for_fp32(model):
             torch.onnx.export(
                 _Logits(model, names, outputs).eval(), tuple(inputs.values()), str(path), input_names=names,
