@@ -104,7 +104,7 @@ def export_model(
             exported = check.measure(load_predictor(partial, backend=to))
             report = check.report(predictor, trained, exported, to, precision, PACKAGES[to])
         else:
-            graph, report = _write_head_model(predictor, check, partial, to, precision, calibration)
+            graph, report = _write_head_model(predictor, check, partial, to, precision, calibration, validation)
         judge(report)
         report["bytes"] = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.stem}.*"))
         write_json(partial / REPORT, report)
@@ -112,7 +112,7 @@ def export_model(
 
 
 def _write_head_model(
-    predictor: Predictor, check: Check, folder: Path, to: str, precision: str, calibration: Rows
+    predictor: Predictor, check: Check, folder: Path, to: str, precision: str, calibration: Rows, validation: Rows
 ) -> tuple[Path, dict[str, Any]]:
     """Write the graph of a model with a head, and the program that predicts with it; return the graph and the report."""
     onnx, graph = folder / GRAPHS["onnx"][0], folder / GRAPHS[to][to == "onnx" and precision == "int8"]
@@ -121,8 +121,8 @@ def _write_head_model(
     samples = _samples(predictor, calibration) if precision == "int8" else []
     for keep_sensitive in (False, True) if precision == "int8" else (False,):
         write_graph(onnx, graph, precision, samples, keep_sensitive)
-        exported = check.measure(load_predictor(folder, backend=to))
-        report = check.report(predictor, trained, exported, to, precision, PACKAGES[to])
+        exported = load_predictor(folder, backend=to)
+        report = check.report(predictor, trained, check.measure(exported), to, precision, PACKAGES[to])
         report["fp32_layers"] = "the projections down from the feed-forward layers" if keep_sensitive else None
         if is_accepted(report) or precision != "int8" or keep_sensitive:
             break
@@ -131,7 +131,7 @@ def _write_head_model(
         onnx.unlink()
         if to != "onnx":
             onnx.parent.rmdir()
-    write_standalone(predictor, to, folder)
+    write_standalone(predictor, exported, to, folder, validation, check.table.lengths)
     return graph, report
 
 
