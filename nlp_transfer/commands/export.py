@@ -11,7 +11,12 @@ from nlp_transfer.utils.environment import importing
 
 @click.command("export", cls=SettingsHelp, context_settings=OVERRIDES)
 @click.argument("model")
-@click.option("--to", type=click.Choice(["onnx", "openvino", "ctranslate2"]), required=True, help="The engine that will run the model.")
+@click.option(
+    "--to",
+    type=click.Choice(["onnx", "openvino", "ctranslate2"]),
+    required=True,
+    help="The engine that will run the model. ctranslate2: for models that generate text.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),

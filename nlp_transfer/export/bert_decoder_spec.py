@@ -1,10 +1,10 @@
 """Represent encoder-decoders of BERT layers in CTranslate2, exactly.
 
-CTranslate2 has no counterpart of the transformation in BERT's output layer, LayerNorm(GELU(W x + b)). It becomes a further decoder
-layer, whose attentions write zeros, and whose feed-forward layer is W with GELU, followed by the identity. Without a norm of its
-own, a feed-forward layer of CTranslate2 has no residual connection. The norm of the transformation becomes the last norm of the
-decoder. The norms of the two attentions would change their input, except that normalizing twice is the same as normalizing once:
-the scale and the shift of the norm before them move into the last of the three.
+CTranslate2 has no counterpart of the transformation in BERT's output layer, LayerNorm(GELU(W x + b)). It becomes a further
+decoder layer, whose attentions add zeros, and whose feed-forward layer is W with GELU, followed by the identity. Without a norm
+of its own, a feed-forward layer of CTranslate2 has no residual connection. The norm of the transformation becomes the last norm
+of the decoder. The norms of the two attentions do not change their input, since normalizing twice is the same as normalizing
+once: the scale and the shift of the norm before them move into the last of the three.
 """
 
 from typing import Any
@@ -85,11 +85,14 @@ def _check(model: Any) -> None:
             f"{', '.join(ENCODERS)} with a decoder of bert"
         )
     if hasattr(model, "enc_to_dec_proj") or encoder.layer_norm_eps != decoder.layer_norm_eps:
-        raise UserError("export: CTranslate2 cannot represent an encoder and a decoder of different widths or with different norms")
+        raise UserError(
+            "export: the encoder and the decoder have different widths, or another epsilon in their norms, which CTranslate2 "
+            "cannot represent; allowed: equal ones"
+        )
     if {decoder.hidden_act, encoder.hidden_act} != {"gelu"}:
         raise UserError(
-            f"export: found the activations {encoder.hidden_act} and {decoder.hidden_act}; CTranslate2 can represent encoder-decoders "
-            "with gelu"
+            f"export: found the activations {encoder.hidden_act} and {decoder.hidden_act}; CTranslate2 can represent "
+            "encoder-decoders of BERT layers with gelu"
         )
 
 

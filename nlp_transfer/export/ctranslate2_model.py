@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.export.bert_decoder_spec import bert_spec
-from nlp_transfer.inference.exported_generator import check_settings, read_vocabulary
+from nlp_transfer.inference.exported_generator import check_settings
 from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError, first_line
 
@@ -54,9 +54,11 @@ def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, preci
         def _load(self) -> Any:
             with torch.no_grad():
                 if family == ENCODER_DECODER:
-                    vocabularies = _tokens(tokenizers.source, model.encoder), _tokens(tokenizers.target, model.decoder)
-                    return bert_spec(model, *vocabularies)
-                spec = getattr(transformers, LOADERS[family])()(model, tokenizers.source)
+                    source = _tokens(tokenizers.source, model.encoder.config)
+                    return bert_spec(model, source, _tokens(tokenizers.target, model.decoder.config))
+                loader = getattr(transformers, LOADERS[family])()
+                loader.get_vocabulary = lambda model, tokenizer: _tokens(tokenizer, model.config)
+                spec = loader(model, tokenizers.source)
             spec.config.bos_token = spec.config.bos_token or spec.config.eos_token  # has no effect, but must be a text
             return spec
 
@@ -68,15 +70,14 @@ def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, preci
         raise UserError(f"export: the {family} model cannot be converted to CTranslate2: {first_line(error)}") from error
     finally:
         model.config = config
-    for side in ("source", "target"):
-        check_vocabulary(getattr(tokenizers, side), read_vocabulary(folder, side))
 
 
-def _tokens(tokenizer: Any, part: Any) -> list[str]:
-    """Return the vocabulary of one side in the order of ids, with a name for every id."""
-    tokens = [f"<unused {i}>" for i in range(part.config.vocab_size)]
+def _tokens(tokenizer: Any, config: Any) -> list[str]:
+    """Return the vocabulary of one side in the order of ids, with a name for every id of the model."""
+    tokens = [f"<unused {i}>" for i in range(config.vocab_size)]
     for token, i in tokenizer.get_vocab().items():
-        tokens[i] = token
+        if i < len(tokens):
+            tokens[i] = token
     return tokens
 
 
@@ -91,14 +92,3 @@ def adapted(config: Any) -> Any:
     if config.model_type in ("t5", "mt5"):
         config.tie_word_embeddings = config.model_type == "t5" and config.scale_decoder_outputs
     return config
-
-
-def check_vocabulary(tokenizer: Any, tokens: list[str]) -> None:
-    """Raise a UserError if a token has another id in the export than in the tokenizer."""
-    ids = {token: i for i, token in enumerate(tokens)}
-    for token, i in tokenizer.get_vocab().items():
-        if ids.get(token) != i:
-            raise UserError(
-                f"export: the token {token!r} has the id {i} in the tokenizer and {ids.get(token)} in CTranslate2; allowed: a "
-                "tokenizer without gaps between its ids"
-            )

@@ -36,8 +36,10 @@ REPORT = "export.json"
 CHECKED_ROWS, GENERATED_ROWS, CALIBRATION_ROWS = 2000, 200, 300
 PRECISIONS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "fp16", "int8"), "ctranslate2": ("fp32", "bf16", "int8")}
 PACKAGES = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "ctranslate2": ("ctranslate2",),
-}  # fmt: skip
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "ctranslate2": ("ctranslate2",),
+}
 
 
 @dataclass(frozen=True)

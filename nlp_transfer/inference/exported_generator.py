@@ -1,13 +1,13 @@
 """Models that were exported to CTranslate2, and are called like transformers' encoder-decoders."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import GenerationConfig
 
 from nlp_transfer.inference.exported_model import Exported, opening
@@ -41,9 +41,10 @@ class ExportedGenerator(Exported):
         with opening(backend, graph):
             import ctranslate2
 
-            ctranslate2.set_log_level(40)  # logging.ERROR; it warns of computing bf16 weights in fp32
+            ctranslate2.set_log_level(logging.ERROR)  # it warns of computing bf16 weights in fp32
             self.translator = ctranslate2.Translator(str(graph.parent), "cpu", intra_threads=torch.get_num_threads())
-            self.starts = json.loads((graph.parent / "config.json").read_text(encoding="utf-8"))["decoder_start_token"] is not None
+            settings = json.loads((graph.parent / "config.json").read_text(encoding="utf-8"))
+            self.starts = settings["decoder_start_token"] is not None
             self.sources, self.tokens = (read_vocabulary(graph.parent, side) for side in ("source", "target"))
         self.ids = {token: i for i, token in enumerate(self.tokens)}
 
@@ -68,7 +69,8 @@ class ExportedGenerator(Exported):
         """
         beams, start, end = generation_config.num_beams, generation_config.decoder_start_token_id, self._end(generation_config)
         limits = logits_processor[0].limits[::beams].tolist()
-        sources = [[self.sources[i] for i in row[mask].tolist()] for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
+        rows_and_masks = zip(input_ids, attention_mask.bool(), strict=True)
+        sources = [[self.sources[i] for i in row[mask].tolist()] for row, mask in rows_and_masks]
         forced = generation_config.forced_bos_token_id
         prefix = [] if self.starts else [self.tokens[start]]
         prefix += [] if forced is None else [self.tokens[forced]]

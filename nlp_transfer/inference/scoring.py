@@ -23,7 +23,7 @@ def score(
     draft: bool = False,
     user_metrics: UserMetrics | None = None,
 ) -> tuple[dict[str, float], Arrays]:
-    """Return the metrics of a table, including `loss` if the model has logits, and its predictions. Both are equal in all processes.
+    """Return the metrics of a table, with `loss` if the model has logits, and its predictions. Both are equal in all processes.
 
     Args:
         draft: whether tasks with costly predictions may predict only some of the rows (`Scorer.draft`), as during training.
