@@ -84,8 +84,8 @@ def write_encoder(
         )
     say(f"mean cosine similarity of the vectors: {similarity:.4f}")
     return {
-        "to": to, "precision": precision, "rows": len(table), "metric": "cosine similarity of the vectors", "exported": similarity,
-        "vector_difference": difference, "bytes": sum(path.stat().st_size for path in graph.parent.glob(f"{graph.stem}.*")),
+        "to": to, "precision": precision, "rows": len(table), "metric": "cosine similarity of the vectors",
+        "exported": similarity, "vector_difference": difference, "bytes": sum(path.stat().st_size for path in graph.parent.glob(f"{graph.stem}.*")),
         "rows_per_second": {"trained": len(table) / (middle - start), "exported": len(table) / (end - middle)},
         "versions": versions() | {name: version(name) for name in packages},
     }  # fmt: skip

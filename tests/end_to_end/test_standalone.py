@@ -52,9 +52,7 @@ def test_answers_are_those_of_the_model(tiny: dict[str, Path], tmp_path: Path) -
     assert {row["prediction"] == "" for row in found} == {True, False}
 
 
-def test_program_that_would_differ_is_left_out(
-    tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_program_that_would_differ_is_left_out(tiny: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"text": f"a {word} film", "score": score} for word, score in (("good", 4), ("bad", 1))] * 20
     task = {"name": "tests.helpers.custom_tasks:Stars", "label": "score"}
     _, predict = exported(tiny["bert"], rows, task, tmp_path)
