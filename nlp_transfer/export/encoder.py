@@ -76,16 +76,19 @@ def write_encoder(
     lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
     similarity = float(((expected * found).sum(1) / lengths).mean())
     difference = float(np.abs(expected - found).max() / max(1.0, np.abs(expected).max()))
-    if not 1 - similarity <= max_loss or difference > DIFFERENCE.get(precision, np.inf):
+    if not difference <= (allowed := DIFFERENCE.get(precision, np.inf)):
+        raise UserError(f"export: in {precision} the vectors of {len(table):,} texts differ by up to {difference:.2g}; allowed: "
+                        f"{allowed:g}; nothing was written")  # fmt: skip
+    if not 1 - similarity <= max_loss:
         raise UserError(
-            f"export: in {precision} the vectors of {len(table):,} texts differ by up to {difference:.2g}, with a mean cosine "
-            f"similarity of {similarity:.4f}; allowed: {DIFFERENCE.get(precision, np.inf):g}, and {1 - max_loss:g} or less with "
-            "--max-loss; nothing was written"
+            f"export: in {precision} the vectors of {len(table):,} texts have a mean cosine similarity of {similarity:.4f} with "
+            f"those of the model; allowed: {1 - max_loss:g}, or less with a higher --max-loss; nothing was written"
         )
     say(f"mean cosine similarity of the vectors: {similarity:.4f}")
     return {
         "to": to, "precision": precision, "rows": len(table), "metric": "cosine similarity of the vectors",
-        "exported": similarity, "vector_difference": difference, "bytes": sum(path.stat().st_size for path in graph.parent.glob(f"{graph.stem}.*")),
+        "exported": similarity, "vector_difference": difference,
+        "bytes": sum(path.stat().st_size for path in graph.parent.glob(f"{graph.stem}.*")),
         "rows_per_second": {"trained": len(table) / (middle - start), "exported": len(table) / (end - middle)},
         "versions": versions() | {name: version(name) for name in packages},
     }  # fmt: skip

@@ -37,9 +37,9 @@ from tests.helpers.strategies import TASKS
 
 # The families with a text encoder, those with an encoder and a decoder, and decoders, the most frequent first.
 FAMILIES = (
-    "bert roberta distilbert electra xlm-roberta deberta-v2 mpnet modernbert albert camembert deberta bart t5 longformer mt5 umt5 "
-    "mbart plbart xlnet big_bird rembert convbert ernie roformer nomic_bert gte jina_embeddings_v3 eurobert data2vec-text "
-    "megatron-bert mobilebert squeezebert funnel flaubert xlm xmod xlm-roberta-xl roberta-prelayernorm esm ibert nystromformer "
+    "bert roberta distilbert electra xlm-roberta deberta-v2 mpnet modernbert albert camembert deberta bart t5 longformer mt5 "
+    "umt5 mbart plbart xlnet big_bird rembert convbert ernie roformer nomic_bert gte jina_embeddings_v3 eurobert "
+    "data2vec-text megatron-bert mobilebert squeezebert funnel flaubert xlm xmod xlm-roberta-xl roberta-prelayernorm esm ibert nystromformer "
     "canine fnet perceiver gpt2 opt llama qwen2 qwen3 gemma mistral"
 ).split()
 MOST = 5_000_000  # parameters: a family with more of them cannot be made tiny by its configuration
