@@ -1,5 +1,6 @@
 """Export a trained model, and check the export before it is kept."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.models.verification.allowed import RECORD
 from nlp_transfer.run.recorded_splits import recorded_splits
+from nlp_transfer.saved_models.custom_models import is_built
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.saved_models.save import record
 from nlp_transfer.settings.schema import DataConfig
@@ -198,8 +200,11 @@ def _samples(predictor: Predictor, rows: Rows) -> list[dict[str, np.ndarray]]:
 
 def _write_files(predictor: Predictor, folder: Path) -> None:
     """Write what a model folder has besides its weights."""
+    config = copy.deepcopy(predictor.model.config)
+    if is_built(predictor.model) and (labels := predictor.task.scorer.labels):  # the task may have used another configuration
+        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     with quiet():
-        predictor.model.config.save_pretrained(folder)
+        config.save_pretrained(folder)
         predictor.tokenizer.save_pretrained(folder)
         if predictor.task.traits.generates:
             predictor.model.generation_config.save_pretrained(folder)

@@ -10,6 +10,7 @@ import numpy as np
 
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable, model_inputs
+from nlp_transfer.export.script_check import is_close
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.models.layers import output_logits
@@ -79,8 +80,8 @@ class Check:
         metric, scorer = metric_of(predictor), predictor.task.scorer
         sign = 1 if scorer.higher_is_better(metric) else -1
         largest = scorer.bounds(metric)[1]
-        pairs = zip(trained.predictions["prediction"], exported.predictions["prediction"], strict=True)
-        same = [str(a) == str(b) for a, b in pairs]
+        pairs = zip(trained.predictions["prediction"].tolist(), exported.predictions["prediction"].tolist(), strict=True)
+        same = [is_close(a, b) for a, b in pairs]
         report = {
             "to": to,
             "precision": precision,

@@ -13,7 +13,7 @@ import pytest
 from nlp_transfer import load_predictor
 from nlp_transfer.export.export import export_model
 from nlp_transfer.inference.embedding import load_embedder
-from tests.builders import columns, printed, read_table, refused, run, succeed, write
+from tests.builders import columns, printed, read_table, refused, run, sentiment_rows, succeed, write
 
 pytest.importorskip("onnxruntime")
 TEXTS = ["a good film", "an awful film", "good " * 60, "🙂", "bright dull"]
@@ -155,10 +155,11 @@ def test_exported_encoder_has_the_same_vectors(tiny: dict[str, Path], exports: d
 
 
 def test_exported_regression_predicts_numbers(tiny: dict[str, Path], tmp_path: Path) -> None:
-    table = write(tmp_path / "train.csv", columns(40, "text", "score"))
+    scores = {"negative": "1", "positive": "4"}
+    table = write(tmp_path / "train.csv", [(text, scores[label]) for text, label in sentiment_rows(40)])
     done = run(
         model=tiny["bert"], data={"train": table, "validation": table}, output_dir=tmp_path / "run",
-        task={"name": "regression", "label": "score"}, training={"max_steps": 20, "learning_rate": 5e-3},
+        task={"name": "regression"}, training={"max_steps": 40, "batch_size": 8, "learning_rate": 5e-3},
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         from nlp_transfer.export import export as module
@@ -169,3 +170,4 @@ def test_exported_regression_predicts_numbers(tiny: dict[str, Path], tmp_path: P
     expected, found = ([row["prediction"] for row in load_predictor(place)(TEXTS)] for place in (done.output_dir, folder))
     assert found == pytest.approx(expected, abs=1e-4)
     assert np.std(expected) > 0.1
+    assert json.loads((folder / "export.json").read_text())["same_predictions"] == 1
