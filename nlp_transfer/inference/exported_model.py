@@ -97,7 +97,10 @@ def opening(backend: str, graph: Path) -> Iterator[None]:
             f"--backend {backend}: needs the package {error.name}, which is not installed; to install it: {INSTALL}"
         ) from None
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{graph}: cannot be loaded: {first_line(error)}; allowed: a new export") from error
+        # OpenVINO lists the places in its source first.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+        reason = lines[0] if lines else first_line(error)
+        raise UserError(f"{graph}: cannot be loaded: {reason}; allowed: a new export, or one for another engine") from error
 
 
 class Exported(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 from nlp_transfer import load_predictor
 from nlp_transfer.export.export import export_model
 from nlp_transfer.export.script_check import is_close
-from tests.builders import run, write
+from tests.builders import run, sentiment_rows, write
 from tests.helpers.entities import sentences
 from tests.helpers.questions import QA, questions
 
@@ -59,3 +59,12 @@ def test_program_that_would_differ_is_left_out(tiny: dict[str, Path], tmp_path: 
     assert predict is None
     assert "predict.py" in capsys.readouterr().err
     assert json.loads(next(tmp_path.rglob("export.json")).read_text())["same_predictions"] == 1
+
+
+def test_model_that_its_task_builds_is_exported(tiny: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"text": text, "label": label} for text, label in sentiment_rows(40)]
+    predictor, predict = exported(tiny["bert"], rows, {"name": "tests.helpers.custom_tasks:OwnModule"}, tmp_path)
+    texts = [row["text"] for row in rows]
+    found = [predict(text) for text in texts]
+    assert is_close(found, predictor(texts))
+    assert {row["prediction"] for row in found} == {"negative", "positive"}
