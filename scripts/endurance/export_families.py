@@ -63,7 +63,7 @@ DIFFERENCE = 1e-4
 
 def save(family: str, folder: Path) -> str | None:
     """Save a tiny checkpoint that reads 512 tokens if its family allows; return the reason if it cannot be made."""
-    longer = {"max_position_embeddings": OWN.get(family, {}).get("max_position_embeddings", POSITIONS) - POSITIONS + 512}
+    longer = {"max_position_embeddings": (OWN.get(family, {}).get("max_position_embeddings") or POSITIONS) - POSITIONS + 512}
     try:
         torch.manual_seed(0)
         changes = {} if family in ("reformer", "perceiver", "xlnet") or "n_positions" in vars(family_config(family)) else longer
