@@ -96,7 +96,9 @@ def opening(backend: str, graph: Path) -> Iterator[None]:
         raise UserError(
             f"--backend {backend}: needs the package {error.name}, which is not installed; to install it: {INSTALL}"
         ) from None
-    except (RuntimeError, ValueError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the engines raise errors of many types
         # OpenVINO lists the places in its source first.
         lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
         reason = lines[0] if lines else first_line(error)

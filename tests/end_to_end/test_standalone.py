@@ -66,5 +66,5 @@ def test_model_that_its_task_builds_is_exported(tiny: dict[str, Path], tmp_path:
     predictor, predict = exported(tiny["bert"], rows, {"name": "tests.helpers.custom_tasks:OwnModule"}, tmp_path)
     texts = [row["text"] for row in rows]
     found = [predict(text) for text in texts]
-    assert is_close(found, predictor(texts))
+    assert is_close(found, [predictor(text) for text in texts]), "one by one, since this module also reads padding"
     assert {row["prediction"] for row in found} == {"negative", "positive"}
