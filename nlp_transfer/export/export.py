@@ -1,5 +1,6 @@
 """Export a trained model, and check the export before it is kept."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.ctranslate2_model import write_ctranslate2
+from nlp_transfer.export.encoder import is_encoder, write_encoder
 from nlp_transfer.export.measurement import Check, is_accepted, judge
 from nlp_transfer.export.onnx_graph import write_onnx
 from nlp_transfer.export.quantization import write_graph
@@ -22,6 +24,7 @@ from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.models.verification.allowed import RECORD
 from nlp_transfer.run.recorded_splits import recorded_splits
+from nlp_transfer.saved_models.custom_models import is_built
 from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.saved_models.save import record
 from nlp_transfer.settings.schema import DataConfig
@@ -29,7 +32,7 @@ from nlp_transfer.tasks import task_name
 from nlp_transfer.utils.atomic_files import replacing_folder, write_json
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
-from nlp_transfer.utils.errors import Problems, UserError
+from nlp_transfer.utils.errors import Problems, UserError, first_line
 
 REPORT = "export.json"
 CHECKED_ROWS, GENERATED_ROWS, CALIBRATION_ROWS = 2000, 200, 300
@@ -85,6 +88,11 @@ def export_model(
     """
     _check(to, precision)
     folder = _output_folder(model, to, precision, output, overwrite)
+    if to != "ctranslate2" and is_encoder(model):
+        with replacing_folder(folder) as partial:
+            report = write_encoder(model, partial, to, precision, data or {}, max_loss, PACKAGES[to])
+            write_json(partial / REPORT, report)
+        return Export(folder, report)
     predictor = load_predictor(model, backend="torch")
     if predictor.task.traits.generates != (to == "ctranslate2"):
         fitting = "ctranslate2" if predictor.task.traits.generates else "onnx, openvino"
@@ -100,7 +108,7 @@ def export_model(
             exported = check.measure(load_predictor(partial, backend=to))
             report = check.report(predictor, trained, exported, to, precision, PACKAGES[to])
         else:
-            graph, report = _write_head_model(predictor, check, partial, to, precision, calibration)
+            graph, report = _write_head_model(predictor, check, partial, to, precision, calibration, validation)
         judge(report)
         report["bytes"] = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.stem}.*"))
         write_json(partial / REPORT, report)
@@ -108,7 +116,7 @@ def export_model(
 
 
 def _write_head_model(
-    predictor: Predictor, check: Check, folder: Path, to: str, precision: str, calibration: Rows
+    predictor: Predictor, check: Check, folder: Path, to: str, precision: str, calibration: Rows, validation: Rows
 ) -> tuple[Path, dict[str, Any]]:
     """Write the graph of a model with a head, and the program that predicts with it; return the graph and the report."""
     onnx, graph = folder / GRAPHS["onnx"][0], folder / GRAPHS[to][to == "onnx" and precision == "int8"]
@@ -117,8 +125,17 @@ def _write_head_model(
     samples = _samples(predictor, calibration) if precision == "int8" else []
     for keep_sensitive in (False, True) if precision == "int8" else (False,):
         write_graph(onnx, graph, precision, samples, keep_sensitive)
-        exported = check.measure(load_predictor(folder, backend=to))
-        report = check.report(predictor, trained, exported, to, precision, PACKAGES[to])
+        exported = load_predictor(folder, backend=to)
+        try:
+            measured = check.measure(exported)
+        except UserError:
+            raise
+        except Exception as error:  # the engines raise errors of many types
+            raise UserError(
+                f"export: {to} cannot compute the graph of this {predictor.model.config.model_type} model ({first_line(error)}); "
+                "allowed: another engine, another model family, or prediction without an export; nothing was written"
+            ) from error
+        report = check.report(predictor, trained, measured, to, precision, PACKAGES[to])
         report["fp32_layers"] = "the projections down from the feed-forward layers" if keep_sensitive else None
         if is_accepted(report) or precision != "int8" or keep_sensitive:
             break
@@ -127,7 +144,7 @@ def _write_head_model(
         onnx.unlink()
         if to != "onnx":
             onnx.parent.rmdir()
-    write_standalone(predictor, to, folder)
+    write_standalone(predictor, exported, to, folder, validation, check.table.lengths)
     return graph, report
 
 
@@ -192,8 +209,11 @@ def _samples(predictor: Predictor, rows: Rows) -> list[dict[str, np.ndarray]]:
 
 def _write_files(predictor: Predictor, folder: Path) -> None:
     """Write what a model folder has besides its weights."""
+    config = copy.deepcopy(predictor.model.config)
+    if is_built(predictor.model) and (labels := predictor.task.scorer.labels):  # the task may have used another configuration
+        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     with quiet():
-        predictor.model.config.save_pretrained(folder)
+        config.save_pretrained(folder)
         predictor.tokenizer.save_pretrained(folder)
         if predictor.task.traits.generates:
             predictor.model.generation_config.save_pretrained(folder)

@@ -10,6 +10,7 @@ import numpy as np
 
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable, model_inputs
+from nlp_transfer.export.script_check import is_close
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.models.layers import output_logits
@@ -26,7 +27,7 @@ class Measured:
     """Predictions of validation rows by one model.
 
     Attributes:
-        logits: Logits of the first batch; None for a model that generates text.
+        logits: Logits of a batch and of a single row, float32 of shape (logits,); None for a model that generates text.
         speed: Rows per second; for a model that generates text, target tokens per second.
     """
 
@@ -63,9 +64,10 @@ class Check:
 
         task, logits = predictor.task, None
         if not task.traits.generates:
-            first = model_inputs(self.table.batch(np.arange(min(32, len(self.table)))))
+            # A single row, too: the graphs of some families, such as mBART, are right for larger batches only.
+            batches = [model_inputs(self.table.batch(np.arange(rows))) for rows in (min(32, len(self.table)), 1)]
             with torch.inference_mode():
-                logits = output_logits(predictor.model(**first)).float().numpy()
+                logits = np.concatenate([output_logits(predictor.model(**batch)).float().numpy().ravel() for batch in batches])
         start = time.perf_counter()
         predictions, _ = predict_table(predictor.model, task, self.inputs, predictor.batch_size, predictor.precision)
         seconds = time.perf_counter() - start
@@ -79,8 +81,8 @@ class Check:
         metric, scorer = metric_of(predictor), predictor.task.scorer
         sign = 1 if scorer.higher_is_better(metric) else -1
         largest = scorer.bounds(metric)[1]
-        pairs = zip(trained.predictions["prediction"], exported.predictions["prediction"], strict=True)
-        same = [str(a) == str(b) for a, b in pairs]
+        pairs = zip(trained.predictions["prediction"].tolist(), exported.predictions["prediction"].tolist(), strict=True)
+        same = [is_close(a, b) for a, b in pairs]
         report = {
             "to": to,
             "precision": precision,

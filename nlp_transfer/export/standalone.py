@@ -8,12 +8,18 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
+from nlp_transfer.data.sources.rows import Rows
+from nlp_transfer.export.script_check import script_fault
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.utils.atomic_files import write_bytes
 from nlp_transfer.utils.console import say
 
 SCRIPT, SERVER, DOCKERFILE, REQUIREMENTS = "predict.py", "serve.py", "Dockerfile", "requirements.txt"
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+# The program for each kind of head.
+TEMPLATES = {"SequenceClassification": "classify", "TokenClassification": "tag", "QuestionAnswering": "answer"}
 SESSION = {
     "onnx": """\
 import onnxruntime
@@ -40,16 +46,24 @@ def run(inputs):
 }
 
 
-def write_standalone(predictor: Predictor, to: str, folder: Path) -> None:
-    """Write the programs, if the tokenizer has a `tokenizer.json`, which the package tokenizers reads."""
-    if not predictor.task.traits.pools or not (folder / "tokenizer.json").is_file():
+def write_standalone(predictor: Predictor, exported: Predictor, to: str, folder: Path, rows: Rows, lengths: np.ndarray) -> None:
+    """Write the programs, and keep them if they predict the given rows as the exported model does."""
+    kind = TEMPLATES.get(predictor.task.traits.architecture)
+    if kind is None or not (folder / "tokenizer.json").is_file():
         say(f"note: no {SCRIPT} is written, because the tokenizer or the task needs more than the package tokenizers")
         return
+    write_bytes(folder / SCRIPT, _template(f"{kind}.py").replace("# SESSION\n", SESSION[to]).encode())
+    if fault := script_fault(folder / SCRIPT, exported, rows, lengths):
+        (folder / SCRIPT).unlink()
+        say(f"note: no {SCRIPT} is written, because this model needs more than the package tokenizers ({fault})")
+        return
+    if not predictor.task.traits.pools:
+        return
+    packages = (PACKAGES[to], "tokenizers", "numpy", "fastapi", "uvicorn")
     texts = {
-        SCRIPT: _template("classify.py").replace("# SESSION\n", SESSION[to]),
         SERVER: _template("serve.py"),
         DOCKERFILE: _template("Dockerfile").replace("PYTHON", ".".join(map(str, sys.version_info[:2]))),
-        REQUIREMENTS: "".join(_requirement(name) for name in (PACKAGES[to], "tokenizers", "numpy", "fastapi", "uvicorn")),
+        REQUIREMENTS: "".join(map(_requirement, packages)),
     }
     for name, text in texts.items():
         write_bytes(folder / name, text.encode())

@@ -96,8 +96,13 @@ def opening(backend: str, graph: Path) -> Iterator[None]:
         raise UserError(
             f"--backend {backend}: needs the package {error.name}, which is not installed; to install it: {INSTALL}"
         ) from None
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-        raise UserError(f"{graph}: cannot be loaded: {first_line(error)}; allowed: a new export") from error
+    except UserError:
+        raise
+    except Exception as error:  # the engines raise errors of many types
+        # OpenVINO lists the places in its source first.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+        reason = lines[0] if lines else first_line(error)
+        raise UserError(f"{graph}: cannot be loaded: {reason}; allowed: a new export, or one for another engine") from error
 
 
 class Exported(nn.Module):
@@ -107,6 +112,8 @@ class Exported(nn.Module):
         config: Configuration of the trained model.
         backend: A key of `GRAPHS`.
     """
+
+    base_model_prefix = ""  # the graph includes the encoder
 
     def __init__(self, config: Any, backend: str, graph: Path) -> None:
         super().__init__()
