@@ -49,7 +49,7 @@ def command(
     """
     settings = model_settings(ctx, ctx.args)
     with importing():
-        from nlp_transfer.export.export import export_model
+        from nlp_transfer.export.exporter import export_model
     from nlp_transfer.utils.console import say
 
     say(f"the export is {export_model(model, to, precision, output, settings.get('data'), max_loss, overwrite).folder}")

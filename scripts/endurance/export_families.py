@@ -25,7 +25,7 @@ from transformers import AutoModel
 from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import model_inputs
-from nlp_transfer.export.export import export_model
+from nlp_transfer.export.exporter import export_model
 from nlp_transfer.export.quantization import write_graph
 from nlp_transfer.export.script_check import is_close
 from nlp_transfer.inference.exported_model import GRAPHS

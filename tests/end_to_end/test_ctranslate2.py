@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nlp_transfer import load_predictor, load_translator
-from nlp_transfer.export.export import export_model
+from nlp_transfer.export.exporter import export_model
 from nlp_transfer.inference.translator import Translator
 from tests.builders import edit, printed, read_table, refused, run, succeed, write
 from tests.helpers.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
@@ -117,7 +117,7 @@ def test_refusals_name_what_is_allowed(trained: Path, exported: Any, tmp_path: P
 
 
 def test_lossy_export_is_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nlp_transfer.export import export as module
+    from nlp_transfer.export import exporter as module
 
     real = module.write_ctranslate2
 

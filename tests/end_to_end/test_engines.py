@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nlp_transfer import load_predictor
-from nlp_transfer.export.export import export_model
+from nlp_transfer.export.exporter import export_model
 from nlp_transfer.inference.embedding import load_embedder
 from tests.builders import columns, printed, read_table, refused, run, sentiment_rows, succeed, write
 
@@ -34,7 +34,7 @@ def trained(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module", autouse=True)
 def converted_once() -> Iterator[None]:
     """Convert the trained model to ONNX once, since this takes most of the time of an export."""
-    from nlp_transfer.export import export as module
+    from nlp_transfer.export import exporter as module
 
     real, graphs = module.write_onnx, []
 
@@ -104,7 +104,7 @@ def test_telemetry_of_openvino_is_not_imported(exports: dict[str, Any]) -> None:
 
 
 def test_lossy_export_is_refused(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nlp_transfer.export import export as module
+    from nlp_transfer.export import exporter as module
 
     real = module.write_graph
 
@@ -162,7 +162,7 @@ def test_exported_regression_predicts_numbers(tiny: dict[str, Path], tmp_path: P
         task={"name": "regression"}, training={"max_steps": 40, "batch_size": 8, "learning_rate": 5e-3},
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        from nlp_transfer.export import export as module
+        from nlp_transfer.export import exporter as module
         from nlp_transfer.export.onnx_graph import write_onnx
 
         patch.setattr(module, "write_onnx", write_onnx)

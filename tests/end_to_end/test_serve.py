@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 from nlp_transfer import load_predictor
-from nlp_transfer.export.export import export_model
+from nlp_transfer.export.exporter import export_model
 from tests.builders import columns, command, edit, run, sentiment_rows, write
 from tests.helpers.predictions import near
 

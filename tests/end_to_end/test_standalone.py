@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nlp_transfer import load_predictor
-from nlp_transfer.export.export import export_model
+from nlp_transfer.export.exporter import export_model
 from nlp_transfer.export.script_check import is_close
 from tests.builders import run, sentiment_rows, write
 from tests.helpers.entities import sentences
