@@ -1,7 +1,7 @@
 """Check that the standalone program of an export predicts as the export does in this package."""
 
 import math
-import runpy
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def script_fault(script: Path, predictor: Predictor, rows: Rows, lengths: np.nda
     """
     chosen = sorted({*np.argsort(-lengths, kind="stable")[: ROWS // 4].tolist(), *range(min(ROWS, len(rows)))})
     try:
-        predict = runpy.run_path(str(script))["predict"]
+        predict = _load(script).predict
         for i in chosen:
             cells = {name: rows.columns[name][i] for name in predictor.task.inputs}
             expected = predictor({name: [cell] for name, cell in cells.items()})[0]
@@ -33,6 +33,14 @@ def script_fault(script: Path, predictor: Predictor, rows: Rows, lengths: np.nda
     except Exception as error:  # a user-defined task may have a record that the program cannot read
         return f"{type(error).__name__}: {first_line(error)}"
     return None
+
+
+def _load(script: Path) -> Any:
+    spec = spec_from_file_location("exported_program", script)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def is_close(one: Any, other: Any) -> bool:
