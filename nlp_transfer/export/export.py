@@ -14,7 +14,7 @@ from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.ctranslate2_model import write_ctranslate2
-from nlp_transfer.export.encoder import is_encoder, write_encoder
+from nlp_transfer.export.encoder_graph import is_encoder, write_encoder
 from nlp_transfer.export.measurement import Check, is_accepted, judge
 from nlp_transfer.export.onnx_graph import write_onnx
 from nlp_transfer.export.quantization import write_graph
