@@ -48,7 +48,7 @@ def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, preci
         )
     check_settings(model.generation_config)
 
-    class ModelConverter(Converter):  # type: ignore[misc]
+    class ModelConverter(Converter):
         """A converter of a model in memory."""
 
         def _load(self) -> Any:
@@ -62,10 +62,12 @@ def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, preci
             spec.config.bos_token = spec.config.bos_token or spec.config.eos_token  # has no effect, but must be a text
             return spec
 
-    config = model.config
+    config = model.to("cpu").config
     model.config = adapted(config)
     try:
         ModelConverter().convert(str(folder), quantization=QUANTIZATION[precision], force=True)
+    except UserError:
+        raise
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
         raise UserError(f"export: the {family} model cannot be converted to CTranslate2: {first_line(error)}") from error
     finally:
