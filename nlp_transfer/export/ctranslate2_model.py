@@ -6,6 +6,7 @@ from typing import Any
 
 from nlp_transfer.export.bert_decoder_spec import bert_spec
 from nlp_transfer.inference.exported_generator import check_settings
+from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError, first_line
 
 QUANTIZATION = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
@@ -25,12 +26,11 @@ LAYOUTS = {
 }
 
 
-def write_ctranslate2(model: Any, task: Any, folder: Path, precision: str) -> None:
+def write_ctranslate2(model: Any, tokenizers: TokenizerPair, folder: Path, precision: str) -> None:
     """Write the weights and the vocabulary of an encoder-decoder.
 
     Args:
         model: The model, which cannot be used afterwards, because CTranslate2 quantizes its weights in place.
-        task: The task of the model, which generates text.
         folder: Folder to write.
         precision: `fp32`, `bf16` or `int8`.
 
@@ -40,7 +40,7 @@ def write_ctranslate2(model: Any, task: Any, folder: Path, precision: str) -> No
     import torch
     from ctranslate2.converters import Converter, transformers
 
-    family, tokenizers = model.config.model_type, task.tokenizers
+    family = model.config.model_type
     if family not in (*LOADERS, ENCODER_DECODER):
         raise UserError(
             f"export: CTranslate2 cannot represent models of the family {family}; allowed: {', '.join(LOADERS)}, NLLB, and "
@@ -62,7 +62,7 @@ def write_ctranslate2(model: Any, task: Any, folder: Path, precision: str) -> No
             spec.config.bos_token = spec.config.bos_token or spec.config.eos_token  # has no effect, but must be a text
             return spec
 
-    config = model.config
+    config = model.to("cpu").config
     model.config = adapted(config)
     try:
         ModelConverter().convert(str(folder), quantization=QUANTIZATION[precision], force=True)

@@ -14,11 +14,12 @@ from nlp_transfer.data.sources import read_rows
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.ctranslate2_model import write_ctranslate2
-from nlp_transfer.export.headless_encoder import is_encoder, write_encoder
+from nlp_transfer.export.encoder_graph import is_encoder, write_encoder
 from nlp_transfer.export.measurement import Check, is_accepted, judge
 from nlp_transfer.export.onnx_graph import write_onnx
 from nlp_transfer.export.quantization import write_graph
 from nlp_transfer.export.standalone import write_standalone
+from nlp_transfer.inference.exported_generator import tokenizers_of
 from nlp_transfer.inference.exported_model import GRAPHS, INSTALL
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.predictor import Predictor
@@ -104,7 +105,7 @@ def export_model(
         _write_files(predictor, partial)
         if to == "ctranslate2":
             graph, trained = partial / GRAPHS[to][0], check.measure(predictor)
-            write_ctranslate2(predictor.model, predictor.task, graph.parent, precision)
+            write_ctranslate2(predictor.model, tokenizers_of(predictor), graph.parent, precision)
             exported = check.measure(load_predictor(partial, backend=to))
             report = check.report(predictor, trained, exported, to, precision, PACKAGES[to])
         else:

@@ -12,6 +12,7 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.export.script_check import is_close
 from nlp_transfer.inference.batched_prediction import predict_table
+from nlp_transfer.inference.exported_generator import tokenizers_of
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.models.layers import output_logits
 from nlp_transfer.saved_models.save import versions
@@ -115,7 +116,7 @@ def _units(predictor: Predictor, predictions: Arrays) -> int:
     texts = predictions["prediction"]
     if not predictor.task.traits.generates:
         return len(texts)
-    targets, _ = predictor.task.tokenizers.target_ids(texts.tolist(), 1 << 30)  # type: ignore[attr-defined]
+    targets, _ = tokenizers_of(predictor).target_ids(texts.tolist(), 1 << 30)
     return sum(map(len, targets))
 
 

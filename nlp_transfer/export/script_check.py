@@ -37,7 +37,8 @@ def script_fault(script: Path, predictor: Predictor, rows: Rows, lengths: np.nda
 
 def _load(script: Path) -> Any:
     spec = spec_from_file_location("exported_program", script)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

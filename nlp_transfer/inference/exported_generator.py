@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from nlp_transfer.inference.exported_model import Exported, opening
+from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError
 
 # Beam search ends when this many times the number of beams are finished, unless the model stops early. transformers goes on while
@@ -104,6 +105,12 @@ class ExportedGenerator(Exported):
 
     def _end(self, settings: Any) -> int:
         return int(torch.as_tensor(settings.eos_token_id).reshape(-1)[0])
+
+
+def tokenizers_of(predictor: Any) -> TokenizerPair:
+    """Return the tokenizers of a predictor whose model generates text."""
+    tokenizers: TokenizerPair = predictor.task.tokenizers
+    return tokenizers
 
 
 def read_vocabulary(folder: Path, side: str) -> list[str]:

@@ -70,8 +70,8 @@ def test_probabilities_equal_those_of_transformers(layout: str, tmp_path: Path) 
     with torch.inference_mode():
         logits = model.eval()(input_ids=torch.tensor([SOURCE]), decoder_input_ids=torch.tensor([[start, *TARGET]])).logits[0]
     expected = logits.log_softmax(-1)[range(len(TARGET) + 1), [*TARGET, end]].tolist()
-    task = SimpleNamespace(tokenizers=SimpleNamespace(source=tokenizer, target=tokenizer))
-    write_ctranslate2(model, task, tmp_path / "ct2", "fp32")
+    pair: Any = SimpleNamespace(source=tokenizer, target=tokenizer)
+    write_ctranslate2(model, pair, tmp_path / "ct2", "fp32")
     sources, targets = (read_vocabulary(tmp_path / "ct2", side) for side in ("source", "target"))
     starts = json.loads((tmp_path / "ct2/config.json").read_text())["decoder_start_token"] is None
     translator = ctranslate2.Translator(str(tmp_path / "ct2"))
@@ -83,4 +83,4 @@ def test_probabilities_equal_those_of_transformers(layout: str, tmp_path: Path) 
 def test_other_families_are_refused(tmp_path: Path) -> None:
     model: Any = SimpleNamespace(config=SimpleNamespace(model_type="prophetnet"))
     with refused("prophetnet", "marian", "NLLB"):
-        write_ctranslate2(model, SimpleNamespace(tokenizers=None), tmp_path, "fp32")
+        write_ctranslate2(model, model, tmp_path, "fp32")
