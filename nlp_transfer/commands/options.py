@@ -63,7 +63,7 @@ SEEDS = click.option(
 )
 BACKEND = click.option(
     "--backend",
-    type=click.Choice(["auto", "torch", "onnx", "openvino"]),
+    type=click.Choice(["auto", "torch", "onnx", "openvino", "ctranslate2"]),
     default="auto",
     show_default=True,
     help="The engine that runs the model. auto: the one that the folder was exported for, or torch.",

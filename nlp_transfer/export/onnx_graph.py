@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nlp_transfer.models.sdpa import attention_for_fp32
+from nlp_transfer.models.sdpa import attention_for_fp32, attention_of
 from nlp_transfer.utils.errors import UserError, first_line
 
 
@@ -28,7 +28,7 @@ class _Logits(nn.Module):
 
 
 def write_onnx(model: Any, inputs: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write the graph of a model, from token ids to logits, in fp32.
+    """Write the graph of a model, from token ids to logits, or to `last_hidden_state` of an encoder without a head, in fp32.
 
     Args:
         inputs: Inputs of a batch, int64 of shape (rows, tokens), with at least 2 rows and 2 tokens.
@@ -36,24 +36,36 @@ def write_onnx(model: Any, inputs: Mapping[str, torch.Tensor], path: Path) -> No
     Raises:
         UserError: The model cannot be converted.
     """
-    names = list(inputs)
     with torch.inference_mode():
         computed = model(**inputs)
-    outputs = [name for name in computed.keys() if name.endswith("logits")]  # noqa: SIM118 (not a dictionary)
-    axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens")}
+    logits = [name for name in computed.keys() if name.endswith("logits")]  # noqa: SIM118 (not a dictionary)
+    outputs = logits or ["last_hidden_state"]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _quiet(), attention_for_fp32(model):
-            torch.onnx.export(
-                _Logits(model, names, outputs).eval(), tuple(inputs.values()), str(path), input_names=names,
-                output_names=outputs, dynamic_shapes={"inputs": (axes,) * len(names)}, dynamo=True, external_data=False,
-                verbose=False,
-            )  # fmt: skip
-    except Exception as error:  # torch raises errors of many types for operators that it cannot convert
-        raise UserError(
-            f"export: the {model.config.model_type} model cannot be converted to ONNX ({type(error).__name__}: "
-            f"{first_line(error)}); allowed: another model family, or prediction without an export"
-        ) from error
+        _convert(model, inputs, outputs, path)
+    except Exception:
+        # The views of some attention outputs, such as T5's, cannot be converted from PyTorch's kernels.
+        try:
+            with attention_of(model, "eager"):
+                _convert(model, inputs, outputs, path)
+        except Exception as error:  # torch raises errors of many types for operators that it cannot convert
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise UserError(
+                f"export: the {model.config.model_type} model cannot be converted to ONNX ({type(cause).__name__}: "
+                f"{first_line(cause)}); allowed: another model family, or prediction without an export"
+            ) from error
+
+
+def _convert(model: Any, inputs: Mapping[str, torch.Tensor], outputs: list[str], path: Path) -> None:
+    names, axes = list(inputs), {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens")}
+    # dynamo=True: the older exporter traces the attention masks of transformers 5 wrongly; its logits are off by up to 0.03.
+    with _quiet(), attention_for_fp32(model):
+        torch.onnx.export(
+            _Logits(model, names, outputs).eval(), tuple(inputs.values()), str(path), input_names=names, output_names=outputs,
+            dynamic_shapes={"inputs": (axes,) * len(names)}, dynamo=True, external_data=False, verbose=False,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

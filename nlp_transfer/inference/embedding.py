@@ -16,6 +16,7 @@ from nlp_transfer.data.sources.in_memory import read_inputs
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import Features, TokenTable, encode_rows, model_inputs, token_padding, tokenize
 from nlp_transfer.inference.batched_prediction import predict_table
+from nlp_transfer.inference.exported_model import Exported, ExportedModel, backend_precision, find_graph
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.predictor import PRECISION, Predictor
 from nlp_transfer.models.checkpoint import Checkpoint
@@ -124,6 +125,13 @@ def load_embedder(
         settings = {"max_length": max_length} if max_length else None
         predictor = load_predictor(model, batch_size, precision, settings)
         return predictor_embedder(predictor, pooling, normalize, columns)
+    length, names = max_length or min(DEFAULT_LENGTH, checkpoint.max_length), list(columns) or ["text"]
+    if max_length is not None and not 1 <= max_length <= checkpoint.max_length:
+        raise UserError(f"max_length: found {max_length}; allowed: up to {checkpoint.max_length}, the limit of the model")
+    if graph := find_graph(Path(checkpoint.source.path)):
+        precision = backend_precision(graph[0], precision)
+        exported = ExportedModel(checkpoint.config, *graph, precision)
+        return _embedder(exported, checkpoint.tokenizer, names, length, pooling, normalize, batch_size, precision)
     with quiet():
         encoder = without_pooler(checkpoint.load(AutoModel))
     if missing := sorted(name for name in new_parameters(encoder) if not name.startswith("pooler.")):
@@ -131,10 +139,6 @@ def load_embedder(
             f"model: {checkpoint.source.name} has no weights for {', '.join(missing[:4])}; allowed: a complete encoder"
         )
     chosen, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
-    if max_length is not None and not 1 <= max_length <= checkpoint.max_length:
-        raise UserError(f"max_length: found {max_length}; allowed: up to {checkpoint.max_length}, the limit of the model")
-    length = max_length or min(DEFAULT_LENGTH, checkpoint.max_length)
-    names = list(columns) or ["text"]
     return _embedder(encoder, checkpoint.tokenizer, names, length, pooling, normalize, batch_size, chosen)
 
 
@@ -143,6 +147,9 @@ def predictor_embedder(
 ) -> Embedder:
     """Return the encoder of a loaded model; see `load_embedder`."""
     model: Any = predictor.model
+    if isinstance(model, Exported):
+        raise UserError("embed: found an export that computes predictions, not the states of tokens; allowed: the trained model, "
+                        "or the export of an encoder without a head")  # fmt: skip
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise UserError("embed: found an adapter that adds prompts to the input, which are not part of a text's vector; allowed: "
                         "other adapters, such as lora")  # fmt: skip

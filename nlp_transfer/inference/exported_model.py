@@ -1,11 +1,12 @@
-"""Models that were exported to ONNX or OpenVINO, and are called like the trained model."""
+"""Models that were exported for another engine, and are called like the trained model."""
 
+import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -13,12 +14,15 @@ from torch import nn
 
 from nlp_transfer.models.device import resolve_precision
 from nlp_transfer.models.verification.allowed import WEIGHTS
-from nlp_transfer.utils.errors import UserError
+from nlp_transfer.utils.errors import UserError, first_line
 
 # Files of each back end, the most exact first, where optimum, transformers.js and text-embeddings-inference look for them.
-GRAPHS = {"onnx": ("onnx/model.onnx", "onnx/model_quantized.onnx"), "openvino": ("openvino_model.xml",)}
+GRAPHS = {
+    "onnx": ("onnx/model.onnx", "onnx/model_quantized.onnx"), "openvino": ("openvino_model.xml",),
+    "ctranslate2": ("ctranslate2/model.bin",),
+}  # fmt: skip
 BACKENDS = ("auto", "torch", *GRAPHS)
-PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "fp16")}
+PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "fp16"), "ctranslate2": ("fp32",)}
 INSTALL = 'pip install "nlp_transfer[export]"'
 
 
@@ -83,36 +87,60 @@ class OpenVinoEngine:
 ENGINES: dict[str, Callable[[Path, str], Engine]] = {"onnx": OnnxEngine, "openvino": OpenVinoEngine}
 
 
-class ExportedModel(nn.Module):
-    """An exported model. Its inputs and outputs are tensors with the same names as those of the trained model.
+@contextlib.contextmanager
+def opening(backend: str, graph: Path) -> Iterator[None]:
+    """Turn the errors of a back end that cannot load a graph into a UserError."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"--backend {backend}: needs the package {error.name}, which is not installed; to install it: {INSTALL}"
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # the engines raise errors of many types
+        # OpenVINO lists the places in its source first.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+        reason = lines[0] if lines else first_line(error)
+        raise UserError(f"{graph}: cannot be loaded: {reason}; allowed: a new export, or one for another engine") from error
+
+
+class Exported(nn.Module):
+    """A model that another engine computes, on the CPU.
 
     Attributes:
         config: Configuration of the trained model.
-        backend: `onnx` or `openvino`.
+        backend: A key of `GRAPHS`.
     """
 
-    def __init__(self, config: Any, backend: str, graph: Path, precision: str) -> None:
+    base_model_prefix = ""  # the graph includes the encoder
+
+    def __init__(self, config: Any, backend: str, graph: Path) -> None:
         super().__init__()
         self.config, self.backend = config, backend
-        try:
-            self.engine = ENGINES[backend](graph, precision)
-        except ImportError as error:
-            raise UserError(
-                f"--backend {backend}: needs the package {error.name}, which is not installed; to install it: {INSTALL}"
-            ) from None
-        except RuntimeError as error:
-            raise UserError(f"{graph}: cannot be loaded: {str(error).splitlines()[0]}; allowed: a new export") from error
         # The digest takes the place of the weights where a model is identified by its state.
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(graph.parent.glob(f"{graph.stem}.*"))))
+        digest = hashlib.sha256()
+        for path in sorted(graph.parent.glob(f"{graph.stem}.*")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         self.register_buffer("digest", torch.tensor(list(digest.digest()), dtype=torch.uint8))
+        self.empty = nn.Parameter(torch.zeros(0), requires_grad=False)  # its device is taken for the model's
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        return self  # the engines compute on the CPU, so the model cannot be moved
+
+
+class ExportedModel(Exported):
+    """An exported model with a head. Its inputs and outputs are tensors with the same names as those of the trained model."""
+
+    def __init__(self, config: Any, backend: str, graph: Path, precision: str) -> None:
+        super().__init__(config, backend, graph)
+        with opening(backend, graph):
+            self.engine = ENGINES[backend](graph, precision)
         # An identity for models with one output, whose units a regression task changes in its last layer.
         self.output = nn.Linear(1, 1) if config.num_labels == 1 else nn.Identity()
         for parameter, value in zip(self.output.parameters(), (1.0, 0.0), strict=False):
             nn.init.constant_(parameter, value)
-        self.empty = nn.Parameter(torch.zeros(0), requires_grad=False)  # its device is taken for the model's
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "ExportedModel":
-        return self  # the engines compute on the CPU, so the model cannot be moved
 
     def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
         """Return the outputs by name, fp32 tensors; for classifiers, these are `logits`."""
@@ -158,7 +186,7 @@ def backend_precision(backend: str, precision: str) -> str:
         return fastest if fastest in allowed else "fp32"
     if precision not in allowed:
         raise UserError(
-            f"--precision: found {precision}; {backend} computes in {' or '.join(allowed)}; the precision of an int8 model is a "
-            "part of its graph"
+            f"--precision: found {precision}; {backend} computes in {' or '.join(allowed)}; the precision of an int8 model, and "
+            "of every ctranslate2 model, is a part of the export"
         )
     return precision

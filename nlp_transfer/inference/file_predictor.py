@@ -54,7 +54,7 @@ class FilePredictor:
         beams: beam size of a model that generates text; None: the task's.
         processes: number of processes that each load the model.
         base: current location of the base model of an adapter; None: the recorded one.
-        backend: `torch`, `onnx`, `openvino` or `auto`; see `load_predictor`.
+        backend: `torch`, `onnx`, `openvino`, `ctranslate2` or `auto`; see `load_predictor`.
 
     Raises:
         UserError: the model cannot be used or has another task, or several processes would share a GPU.

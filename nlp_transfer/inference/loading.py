@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.data.sources import find_model
-from nlp_transfer.inference.exported_model import ExportedModel, backend_precision, find_graph
+from nlp_transfer.inference.exported_generator import ExportedGenerator
+from nlp_transfer.inference.exported_model import Exported, ExportedModel, backend_precision, find_graph
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.checkpoint import Checkpoint, check_head
@@ -54,7 +55,7 @@ def load_predictor(
             a saved model raise an error.
         base: current location of the base model that an adapter was trained on. None means the recorded location.
         task: the task or its class. Needed if the class cannot be imported by name, such as a class defined in a notebook.
-        backend: `torch`; `onnx` or `openvino` for an exported folder; `auto`: what the folder contains.
+        backend: `torch`; `onnx`, `openvino` or `ctranslate2` for an exported folder; `auto`: what the folder contains.
 
     Raises:
         UserError: the model or the base of an adapter is missing or damaged, the precision or back end is not supported, or a
@@ -78,12 +79,13 @@ def load_predictor(
         check_schema(saved, checkpoint)
         if graph := find_graph(Path(checkpoint.source.path), backend):
             precision = backend_precision(graph[0], precision)
-            loaded, device = ExportedModel(checkpoint.config, *graph, precision), "cpu"
+            kind_of_export = ExportedGenerator if saved.traits.generates else ExportedModel
+            loaded, device = kind_of_export(checkpoint.config, *graph, precision), "cpu"
         else:
             loaded = load_checkpoint(checkpoint, saved.traits.load_auto_class(), saved)
             check_built(loaded, saved, record, checkpoint.source.name)
     check_used(saved, scored=True)
-    if not isinstance(loaded, ExportedModel):
+    if not isinstance(loaded, Exported):
         precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
     return Predictor(loaded.to(device), checkpoint.tokenizer, saved, batch_size, precision)
 

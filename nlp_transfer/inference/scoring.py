@@ -23,7 +23,7 @@ def score(
     draft: bool = False,
     user_metrics: UserMetrics | None = None,
 ) -> tuple[dict[str, float], Arrays]:
-    """Return the metrics of a table, including `loss`, and its predictions. Both are equal in all processes.
+    """Return the metrics of a table, with `loss` if the model has logits, and its predictions. Both are equal in all processes.
 
     Args:
         draft: whether tasks with costly predictions may predict only some of the rows (`Scorer.draft`), as during training.
@@ -33,7 +33,8 @@ def score(
     selected = scorer.draft(len(table))[0] if draft else None
     predictions, losses = predict_table(model, task, table, batch_size, precision, accelerator, selected)
     metrics = scorer.compute(predictions, table.references)
-    metrics["loss"] = sum(value / count for value, count in losses.values())
+    if losses:
+        metrics["loss"] = sum(value / count for value, count in losses.values())
     if user_metrics:
         columns = _columns_for_user_metrics(scorer, predictions, table)
         metrics |= compute_on_main(accelerator, lambda: user_metrics.compute(*columns))

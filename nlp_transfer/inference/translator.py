@@ -69,7 +69,7 @@ class Translator:
         check_on_bad_rows(on_bad_rows)
         rows, single = read_inputs(inputs, self.task.inputs)
         texts = list(rows.columns[self.task.inputs[0]])
-        faults = _faults(texts)
+        faults = text_faults(texts)
         if faults and on_bad_rows == "refuse":
             index, fault = next(iter(faults.items()))
             raise UserError(fault.at(f"texts, row {index + 1}"))
@@ -109,7 +109,7 @@ class Translator:
         if chunk.has_column(column):
             raise UserError(f"{path}: already has a column {column!r}, which the translation would overwrite; rename it")
         cells = select_columns(chunk, path, [name])[name]
-        faults = {**_faults(cells, name), **chunk.faults}
+        faults = {**text_faults(cells, name), **chunk.faults}
         translations = self._translate_valid(cells, faults)
         blank = {
             i: Fault(EMPTY_TEXT, "the cell is empty", name)
@@ -119,7 +119,7 @@ class Translator:
         return ChunkPredictions({column: translations}, self.in_pieces - before, dict(sorted((faults | blank).items())))
 
 
-def _faults(texts: Sequence[Any], column: str | None = None) -> dict[int, Fault]:
+def text_faults(texts: Sequence[Any], column: str | None = None) -> dict[int, Fault]:
     """Return the faults of texts that cannot be translated, by index."""
     faults = {}
     for i, text in enumerate(texts):

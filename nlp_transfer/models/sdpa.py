@@ -26,11 +26,22 @@ def attention_for_any_shape() -> Iterator[None]:
 @contextmanager
 def attention_for_fp32(model: nn.Module) -> Iterator[None]:
     """Use sdpa instead of FlashAttention, which supports neither fp32 nor CPUs."""
+    with attention_of(model, "sdpa", only="flash"):
+        yield
+
+
+@contextmanager
+def attention_of(model: nn.Module, implementation: str, only: str = "") -> Iterator[None]:
+    """Use one of transformers' attention implementations.
+
+    Args:
+        only: Part of the names of the implementations that are replaced.
+    """
     configs = [config for module in model.modules() if isinstance(config := getattr(module, "config", None), PretrainedConfig)]
     before = [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
     for config, attention in before:
-        if "flash" in str(attention):
-            config._attn_implementation = "sdpa"
+        if only in str(attention):
+            config._attn_implementation = implementation
     try:
         yield
     finally:

@@ -22,11 +22,15 @@ COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
     "translate": FORMAT,
     "embed": FORMAT,
     "export": ("data.validation", "data.on_bad_rows", *FORMAT),
+    "serve": (),
     "trim-vocabulary": ("data.validation", *FORMAT),
     "push": (),
 }
 """Dotted names of the settings that have an effect, by command, besides those that tasks mark with `UsedBy`. `*` matches any
 name; `!NAME` excludes NAME."""
+
+SAME_TASK_SETTINGS = {"serve": ("predict", "translate")}
+"""Commands that use the task settings of other commands."""
 
 IDENTITY = ("task.name", "task.labels", "task.architecture")
 """Settings that cannot be changed when a saved model is loaded."""
@@ -70,7 +74,8 @@ def _marked() -> dict[str, set[str]]:
 
 def command_settings(command: str) -> tuple[str, ...]:
     """Return the dotted names of the settings that a command uses, as in `COMMAND_SETTINGS`."""
-    return (*COMMAND_SETTINGS[command], *(name for name, commands in _marked().items() if command in commands))
+    users = {command, *SAME_TASK_SETTINGS.get(command, ())}
+    return (*COMMAND_SETTINGS[command], *(name for name, commands in _marked().items() if users & commands))
 
 
 def takes(command: str, name: str) -> bool:

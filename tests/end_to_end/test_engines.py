@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from nlp_transfer import load_predictor
-from nlp_transfer.export.export import export_model
-from tests.builders import columns, printed, read_table, refused, run, succeed, write
+from nlp_transfer.export.exporter import export_model
+from nlp_transfer.inference.embedding import load_embedder
+from tests.builders import columns, printed, read_table, refused, run, sentiment_rows, succeed, write
 
 pytest.importorskip("onnxruntime")
 TEXTS = ["a good film", "an awful film", "good " * 60, "🙂", "bright dull"]
@@ -27,6 +29,25 @@ def trained(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         model=tiny["bert"], data={"train": table, "validation_share": 0.25}, output_dir=folder / "run",
         training={"max_steps": 30, "learning_rate": 5e-3},
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def converted_once() -> Iterator[None]:
+    """Convert the trained model to ONNX once, since this takes most of the time of an export."""
+    from nlp_transfer.export import exporter as module
+
+    real, graphs = module.write_onnx, []
+
+    def write_onnx(model: Any, inputs: Any, path: Path) -> None:
+        if not graphs:
+            real(model, inputs, path)
+            graphs.append(path.read_bytes())
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(graphs[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "write_onnx", write_onnx)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +104,7 @@ def test_telemetry_of_openvino_is_not_imported(exports: dict[str, Any]) -> None:
 
 
 def test_lossy_export_is_refused(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nlp_transfer.export import export as module
+    from nlp_transfer.export import exporter as module
 
     real = module.write_graph
 
@@ -113,3 +134,40 @@ def test_refusals_name_what_is_allowed(trained: Any, exports: dict[str, Any], tm
         load_predictor(exports["onnx-fp32"].folder, backend="openvino")
     with refused("--precision", "bf16", "onnx"):
         load_predictor(exports["onnx-fp32"].folder, precision="bf16")
+
+
+def test_exported_encoder_has_the_same_vectors(tiny: dict[str, Path], exports: dict[str, Any], tmp_path: Path) -> None:
+    write(tiny["bert"] / "modules.json", "[]")
+    folder = export_model(tiny["bert"], "onnx", output=tmp_path / "encoder").folder
+    (tiny["bert"] / "modules.json").unlink()
+    assert (folder / "modules.json").is_file(), "what other programs pool with is copied"
+    for settings in ({}, {"pooling": "cls", "normalize": True}):
+        expected, found = (load_embedder(place, **settings)(TEXTS) for place in (tiny["bert"], folder))
+        assert expected.std() > 0.01
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    table = write(tmp_path / "in.csv", [(text, "positive") for text in TEXTS])
+    succeed("embed", folder, "--input", table, "--output", tmp_path / "vectors.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), load_embedder(tiny["bert"])(TEXTS), atol=1e-4)
+    with refused("--data.validation", "int8"):
+        export_model(tiny["bert"], "openvino", "int8", tmp_path / "other")
+    with refused("embed", "without a head"):
+        load_embedder(exports["onnx-fp32"].folder)
+
+
+def test_exported_regression_predicts_numbers(tiny: dict[str, Path], tmp_path: Path) -> None:
+    scores = {"negative": "1", "positive": "4"}
+    table = write(tmp_path / "train.csv", [(text, scores[label]) for text, label in sentiment_rows(40)])
+    done = run(
+        model=tiny["bert"], data={"train": table, "validation": table}, output_dir=tmp_path / "run",
+        task={"name": "regression"}, training={"max_steps": 40, "batch_size": 8, "learning_rate": 5e-3},
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        from nlp_transfer.export import exporter as module
+        from nlp_transfer.export.onnx_graph import write_onnx
+
+        patch.setattr(module, "write_onnx", write_onnx)
+        folder = export_model(done.output_dir, "openvino").folder
+    expected, found = ([row["prediction"] for row in load_predictor(place)(TEXTS)] for place in (done.output_dir, folder))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert np.std(expected) > 0.1
+    assert json.loads((folder / "export.json").read_text())["same_predictions"] == 1

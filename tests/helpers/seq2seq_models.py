@@ -12,6 +12,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForSeq2SeqLM,
+    BartConfig,
+    BartTokenizer,
     M2M100Config,
     M2M100Tokenizer,
     MarianConfig,
@@ -116,6 +118,17 @@ def _m2m100(folder: Path) -> PreTrainedTokenizerBase:
     return M2M100Tokenizer(*files, additional_special_tokens=codes, model_max_length=64)
 
 
+def _bart(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return BartTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=64)
+
+
 def _nllb(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -133,6 +146,7 @@ TOKENIZERS: dict[str, Callable[[Path], PreTrainedTokenizerBase]] = {
     "mbart50": lambda folder: MBart50Tokenizer(vocab=_unigram(["<s>", "<pad>", "</s>", "<unk>"]), model_max_length=64),
     "m2m100": _m2m100,
     "nllb": _nllb,
+    "bart": _bart,
 }
 
 
@@ -150,6 +164,8 @@ def _config(family: str, tokenizer: Any) -> PretrainedConfig:
     }  # fmt: skip
     if family.startswith("marian"):  # begins a target with padding, and is told never to write any
         return MarianConfig(**size, decoder_start_token_id=tokenizer.pad_token_id, forced_eos_token_id=tokenizer.eos_token_id)
+    if family == "bart":
+        return BartConfig(**size, bos_token_id=0, decoder_start_token_id=2, forced_eos_token_id=2)
     if family.startswith("mbart"):
         return MBartConfig(**size, decoder_start_token_id=None if family == "mbart" else tokenizer.eos_token_id)
     return M2M100Config(**size, decoder_start_token_id=tokenizer.eos_token_id)

@@ -28,7 +28,7 @@ LAYERS = (
     ("report", "hub"),
     ("run",),
     ("fine_tune",),
-    ("experiments", "sklearn", "export"),
+    ("experiments", "sklearn", "export", "serving"),
     ("commands",),
     ("cli",),
     ("__main__", ""),

@@ -16,7 +16,8 @@ EXAMPLES = 3
 class GenerationScorer(Scorer):
     """Scores generated texts, and predicted tokens.
 
-    Predictions also include the number of target tokens that were predicted correctly (`right`) and of all target tokens (`of`).
+    Predictions also include the number of target tokens that were predicted correctly (`right`) and of all target tokens (`of`),
+    unless the model has no logits.
     References also include `sources`.
 
     Attributes:
@@ -56,8 +57,8 @@ class GenerationScorer(Scorer):
         return []
 
     def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
-        """Return `token_accuracy` on truncated texts, and `compute_texts` on the generated rows."""
-        metrics = {"token_accuracy": float(predictions["right"].sum() / predictions["of"].sum())}
+        """Return `token_accuracy` on truncated texts, if it is known, and `compute_texts` on the generated rows."""
+        metrics = {"token_accuracy": float(predictions["right"].sum() / predictions["of"].sum())} if "of" in predictions else {}
         generated = np.array([text is not None for text in predictions["prediction"]])
         if generated.any():
             columns = (predictions["prediction"], references[self.reference])

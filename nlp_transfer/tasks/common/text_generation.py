@@ -263,10 +263,10 @@ class TextGenerationTask(Task):
         Returns:
             The columns of `generate`; `prediction` is None, and the others are 0, for rows that are not `chosen`. With targets
             also `right` and `of`, the number of correct target tokens and of all target tokens. These and the losses are
-            computed on texts truncated to `max_length`.
+            computed on texts truncated to `max_length`, and left out for a model without logits, such as an exported one.
         """
         rows, items, predictions = len(batch["input_ids"]), Items(), Arrays()
-        if "labels" in batch:
+        if "labels" in batch and getattr(model, "has_logits", True):
             outputs = model(**model_inputs(batch))
             items = self.objective().items(outputs, batch)
             predictions["right"] = is_correct(outputs, batch).sum(1).cpu().numpy()

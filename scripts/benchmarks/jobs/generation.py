@@ -11,7 +11,8 @@ from workers.plain import pairs_of
 
 ABOUT = """One saved model and the same number of beams, without loading. Plain `generate` uses batches of 32 rows in file order,
 as in the model card, with the saved model's limit on new tokens. `equal` is the share of rows with the same text. Rounding in
-another precision may change texts without making them worse; BLEU shows whether it does."""
+another precision may change texts without making them worse; BLEU shows whether it does. Exports of the run to CTranslate2
+take part if there are any (`nlp-transfer export RUN --to ctranslate2`)."""
 
 
 def run(setting: Setting) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def run(setting: Setting) -> dict[str, Any]:
             )
         for title, options in (("here, defaults", {}), ("here, precision auto", {"precision": "auto"})):
             workers.append(setting.worker(title, "ours_translation.py", run=str(folder), options=options, **common))
+        for exported in sorted((folder / "exports").glob("ctranslate2-*")):
+            workers.append(setting.worker(f"here, {exported.name}", "ours_translation.py", run=str(exported), **common))
         found = take_turns(workers, setting.repeats, {})
     finally:
         for worker in workers:
