@@ -34,7 +34,7 @@ LABELS = {
     "pair": ["negative", "positive"],
     "multi_label": ["even", "third"],
     "regression": ["score"],
-    "entities": ["O", "B-bad", "B-good"],
+    "entities": ["O", "B-bad", "I-bad", "B-good", "I-good"],
     "question_answering": ["start", "end"],
 }
 CLASSES = {"entities": AutoModelForTokenClassification, "question_answering": AutoModelForQuestionAnswering}

@@ -151,7 +151,8 @@ def test_a_run_is_pruned_trained_and_saved_smaller(tuned: Path, tmp_path: Path) 
     found = train(tuned / "run", tuned / "train.csv", tmp_path / "run", {"name": "prune", "width": 0.25}, 4)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/model")
     assert model.config.intermediate_size == NEURONS // 4
-    assert found.result["plain"] and found.result["train"]["steps"] == 4
+    assert found.result["plain"]
+    assert found.result["train"]["steps"] == 4
     sizes = [(folder / "run/model/model.safetensors").stat().st_size for folder in (tmp_path, tuned)]
     assert sizes[0] < sizes[1]
     assert load_predictor(tmp_path / "run")(["a good film"])[0]["prediction"] in ("negative", "positive")

@@ -45,8 +45,8 @@ class Prune(Strategy):
         """
         if is_encoder_decoder(model):
             raise UserError(
-                f"strategy.name: found prune with a {encoder_type(model.config)} model that has an encoder and a decoder; allowed: "
-                "an encoder with a head"
+                f"strategy.name: found prune with a {encoder_type(model.config)} model that has an encoder and a decoder; "
+                "allowed: an encoder with a head"
             )
         if new := sorted(new_parameters(model)):
             raise UserError(
