@@ -106,7 +106,7 @@ def neuron_importance(
     Returns:
         float64 of shape (blocks, neurons).
     """
-    model.eval().to(device)  # type: ignore[arg-type]
+    model.eval().to(device)
     totals = np.zeros((len(blocks), blocks[0].neurons))
     batches = [rows[batch] for batch in inference_batches(table.side_lengths[rows], BATCH)]
     masks: dict[str, torch.Tensor] = {}
