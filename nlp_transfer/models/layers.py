@@ -1,6 +1,6 @@
 """The structure of a model: encoder, decoder, their layers in order, and which parameters are new."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,21 @@ def encoder_config(config: Any) -> Any:
         return config.encoder_config()
     inner = getattr(config, "encoder", None)
     return inner if isinstance(inner, PretrainedConfig) else config
+
+
+def change_encoder_config(model: Any, change: Callable[[Any], None]) -> None:
+    """Apply `change` to each configuration that describes the encoder, after the encoder has been changed.
+
+    They are the configurations of the model and of its encoder, which may be the same object. With the toolkit's head, the
+    configuration of the model contains that of the encoder as a dict, which is replaced.
+    """
+    encoder = getattr(model, model.base_model_prefix)
+    is_nested = isinstance(getattr(model.config, "encoder", None), dict)
+    for config in {id(config): config for config in (model.config, encoder.config)}.values():
+        if not (is_nested and config is model.config):
+            change(config)
+    if is_nested:
+        model.config.encoder = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
 
 
 def encoder_type(config: Any) -> str:

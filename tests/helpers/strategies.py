@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from nlp_transfer.settings import registry
 from tests.builders import columns, write
@@ -29,17 +34,22 @@ LABELS = {
     "pair": ["negative", "positive"],
     "multi_label": ["even", "third"],
     "regression": ["score"],
+    "entities": ["O", "B-bad", "I-bad", "B-good", "I-good"],
+    "question_answering": ["start", "end"],
 }
+CLASSES = {"entities": AutoModelForTokenClassification, "question_answering": AutoModelForQuestionAnswering}
 MODIFIERS = {"layerwise_lr", "l2_sp"}
 # What a strategy cannot do, which it has to say in a UserError.
 VECTORS = ("features", "few_shot", "prototypes", "zero_shot", "distill", "self_training", "multitask")
 NOT_VECTORS = (*GENERATING, "entities", "question_answering")
 IMPOSSIBLE = {(name, task) for name in VECTORS for task in NOT_VECTORS}
+IMPOSSIBLE |= {("prune", task) for task in GENERATING}
 IMPOSSIBLE |= {(name, "regression") for name in ("prototypes", "zero_shot", "self_training")}
 CHOOSES = "auto"  # trains as another strategy
 NAMES = [name for name in registry.names("strategy") if name != CHOOSES]
 CASES = [(name, task) for name in NAMES for task in TASKS if (name, task) not in IMPOSSIBLE]
 OWN_HEAD = {"features", "few_shot"}  # where it is named the head has no dropout, whose masks differ between processes
+TUNED = {"prune"}  # starts from a model that was trained for the task
 COMPUTED = {"few_shot", "prototypes", "zero_shot"}  # their last layer is computed, not trained
 
 
@@ -69,7 +79,7 @@ def teacher(checkpoint: Path, task: str, folder: Path) -> Path:
         problem = {"multi_label": "multi_label_classification", "regression": "regression"}.get(
             task, "single_label_classification"
         )
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = CLASSES.get(task, AutoModelForSequenceClassification).from_pretrained(
             checkpoint, id2label=labels, label2id={label: i for i, label in labels.items()}, problem_type=problem
         )
         model.save_pretrained(place)
@@ -79,7 +89,7 @@ def teacher(checkpoint: Path, task: str, folder: Path) -> Path:
 
 def settings_of(name: str, task: str, checkpoint: Path, source: dict[str, str], folder: Path) -> dict[str, Any]:
     """The strategy's document."""
-    if name == "distill" and task in LABELS:
+    if name == "distill" and task in LABELS and task not in NOT_VECTORS:
         return {"name": name, "student_layers": 1, "teacher": str(teacher(checkpoint, task, folder))}
     if name == "multitask":
         others = [other for other in ("multi_label", "regression", "pair") if other != task][:2]
@@ -98,10 +108,11 @@ def document(
 ) -> dict[str, Any]:
     """A run of four steps, or of a few in each phase."""
     fixed = {"max_steps": 4, "batch_size": 16, "precision": "fp32", "learning_rate": 2e-3, "logging_steps": 1, "max_grad_norm": 0}
-    head = {"head": {"pooling": "mean", "dropout": 0}} if name in OWN_HEAD and task in LABELS else {}
+    head = {"head": {"pooling": "mean", "dropout": 0}} if name in OWN_HEAD and task in LABELS and task not in NOT_VECTORS else {}
     unlabelled = {"unlabelled": source["unlabelled"]} if name in ("self_training", "distill") else {}
+    model = teacher(checkpoint, task, shared) if name in TUNED and task in LABELS else checkpoint
     return {
-        "model": str(checkpoint),
+        "model": str(model),
         "data": {"train": source["train"], "test": source["test"], "validation_share": 0} | unlabelled,
         "task": TASKS[task] | head,
         "strategy": settings_of(name, task, checkpoint, source, shared),

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_transfer.models.layers import (
+    change_encoder_config,
     encoder_config,
     encoder_type,
     find_layers,
@@ -75,17 +76,15 @@ def _renamed(names: frozenset[str], prefix: str, new_prefixes: dict[str, str]) -
 
 def _update_configs(model: Any, kept: list[int], shared: bool) -> None:
     """Update the number and types of layers in the configurations of the model and its encoder."""
-    encoder = getattr(model, model.base_model_prefix)
-    for config in {id(config): config for config in (model.config, encoder.config)}.values():
-        if isinstance(getattr(config, "encoder", None), dict):
-            continue  # a head of this toolkit nests the configuration of the encoder, which is updated below
+
+    def change(config: Any) -> None:
         config.num_hidden_layers = len(kept)
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[i] for i in kept]
         if hasattr(config, "num_hidden_groups") and not shared:
             config.num_hidden_groups = len(kept)
-    if encoder.config is not model.config and isinstance(getattr(model.config, "encoder", None), dict):
-        model.config.encoder = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
+
+    change_encoder_config(model, change)
     if hasattr(model, "mix"):  # one weight for the embeddings and one per layer
         with torch.no_grad():
             model.mix.weight = nn.Parameter(model.mix.weight[[0, *(i + 1 for i in kept)]].clone())

@@ -207,6 +207,10 @@ TABLE: list[Case] = [
         {**chosen("features"), "training.augment": {"drop": 0.1}}),
     Case("multitask on an adapter", "strategy.1: multitask … cannot be combined … multitask alone",
         many("lora", tasks(OTHER)["strategy"])),
+    Case("prune beside lora", "strategy.0: prune cannot be combined … prune alone", many("prune", "lora")),
+    option("prune", "width", 1),
+    option("prune", "rows", 0),
+    Case("prune a pretrained model", "strategy.name: found prune … not fine-tuned … First train with", chosen("prune")),
     Case("adapter on a shortened student", "strategy.student_layers: … adapter … all layers … null",
         many({"name": "distill", "teacher": "classifier", "student_layers": 1}, "lora")),
 ]  # fmt: skip
