@@ -62,6 +62,31 @@ def test_separators_and_files_of_other_splits() -> None:
 
 
 @pytest.mark.parametrize(
+    ("task", "columns", "bad"),
+    [
+        ("text_classification", ("text", "label"), [("", "good"), ("fine", "")]),
+        ("regression", ("text", "label"), [("", "1.5"), ("fine", "high")]),
+        ("translation", ("source", "target"), [("", "gut"), ("fine", "")]),
+    ],
+)
+def test_rows_that_cannot_be_used_are_counted(task: str, columns: tuple[str, str], bad: list[tuple[str, str]]) -> None:
+    good = [(f"text {i}", str(i) if task == "regression" else f"label {i % 2}") for i in range(30)]
+    flags = ["--model", "m", "--task.name", task]
+    for name, rows in (("clean", good), ("faulty", good + bad)):
+        write(Path(f"{name}.csv"), rows, columns)
+        _, shown = succeed("init", f"{name}.csv", *flags)
+        assert ("2 of 32 rows of train" in shown) == (name == "faulty"), shown
+        assert read_document(f"{name}.yaml")["data"].get("on_bad_rows") == ("skip" if name == "faulty" else None)
+    assert "faulty.csv, row 32" in " ".join(Path("faulty.yaml").read_text().replace("#", "").split())
+    succeed("init", "faulty.csv", *flags, "--data.on_bad_rows", "refuse", "--overwrite")
+    assert read_document("faulty.yaml")["data"]["on_bad_rows"] == "refuse"
+    write(Path("useless.csv"), [("", label) for _, label in good], columns)
+    _, shown = succeed("init", "useless.csv", *flags)
+    assert "warning" in shown
+    assert "on_bad_rows" not in read_document("useless.yaml")["data"]
+
+
+@pytest.mark.parametrize(
     "value", ["a\nb: c", "no", "010", "12:30", "# x", "{a: b}", "\x85evil: 1", ["a", "b,c"], {"x": [1]}, "é", None]
 )
 def test_values_and_comments_keep_their_content(value: Any) -> None:
