@@ -12,6 +12,7 @@ from nlp_transfer.commands.options import HELP_ALL, OVERRIDES, OVERWRITE, QUIET,
 from nlp_transfer.utils.errors import UserError
 
 WIDTH = 110  # characters of a comment
+LABEL_WIDTH = 60  # characters of a label in a comment
 TEST_SHARE, TEST_ROWS = 0.1, 200  # a test split is proposed for tables with at least this many rows
 PROPOSED = {
     "data": ("train", "validation", "test", "test_share", "validation_share"),
@@ -186,13 +187,18 @@ def _summary(cells: Sequence[Any]) -> str:
     """Return how often the most frequent cells of a label column occur."""
     from collections import Counter
 
+    from nlp_transfer.report.page_blocks import shortened
     from nlp_transfer.utils.console import percent
-    from nlp_transfer.utils.errors import shorten
 
     counts = Counter(str(cell) for cell in cells if cell is not None and str(cell).strip())
-    shown = [f"{shorten(cell, 30)} {percent(count, counts.total())}" for cell, count in counts.most_common(5)]
+    shown = [f"{_plain(shortened(cell, LABEL_WIDTH))} {percent(count, counts.total())}" for cell, count in counts.most_common(5)]
     more = f", and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
     return f"{len(counts):,} different values: {', '.join(shown)}{more}" if counts else ""
+
+
+def _plain(text: str) -> str:
+    """Return a cell without quotes, unless it would be ambiguous in a list without them."""
+    return repr(text) if text != text.strip() or "," in text else text
 
 
 def commented_yaml(document: Mapping[str, Any], reasons: Mapping[str, str], title: str) -> str:

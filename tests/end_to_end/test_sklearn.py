@@ -90,7 +90,7 @@ def test_checks_of_scikit_learn_on_numbers_as_texts(kind: type, settings: Any, e
     assert sum(result["status"] == "passed" for result in results) >= 45
 
 
-@pytest.mark.parametrize("labels", [("negative", "positive"), (7, -2), (False, True), (0.0, 1.0), ("1", "0")])
+@pytest.mark.parametrize("labels", [("negative", "positive"), (7, -2), (False, True), (0.0, 1.0), ("1", "1.0")])
 def test_labels_keep_their_type(labels: tuple[Any, Any], model: str) -> None:
     y = np.array([labels[i % 2] for i in range(48)])
     fitted = TextClassifier(model, "prototypes").fit(np.array(TEXTS), y)
@@ -134,6 +134,9 @@ def test_predictions_equal_those_of_the_saved_model(model: str, tmp_path: Path) 
         )
         assert list(fitted.predict(TEXTS)) == [row["prediction"] for row in expected]
     assert fitted.result_["train"]["steps"] > 0
+    encoder = "encoder/model.safetensors"
+    assert not any(name.startswith("encoder/") for name in pickle.loads(pickle.dumps(fitted))._files), "weights only once"
+    assert (tmp_path / "copy" / encoder).read_bytes() == (tmp_path / "run/model" / encoder).read_bytes()
     with refused("is not empty"):
         fitted.save_model(tmp_path / "copy")
 

@@ -25,7 +25,7 @@ def test_train_accepts_the_settings_as_they_are(tiny: dict[str, Path]) -> None:
     assert document["task"] == {"name": "text_classification", "text": "Review", "label": "stars", "max_length": 16}
     assert document["data"]["test_share"] == 0.1
     text = Path("reviews.yaml").read_text()
-    assert all(fact in text for fact in ("240 rows", "'negative' 50.0%"))
+    assert all(fact in text for fact in ("240 rows", "negative 50.0%"))
     lines = text.splitlines()
     settings = [i for i, line in enumerate(lines) if line.strip() and "#" not in line and not line.endswith(":")]
     assert len(settings) > 10
