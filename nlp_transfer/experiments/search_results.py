@@ -52,8 +52,8 @@ def _best_other(study: Any, done: Sequence[Any], metric: str) -> str:
         return f"{default}, and no trial with other settings finished."
     best = (min if study.direction.name == "MINIMIZE" else max)(others, key=lambda trial: trial.value)
     return (
-        f"the search found nothing better. {default[0].upper()}{default[1:]}; the best of {len(others)} finished trials with other "
-        f"settings, trial {best.number}, has {best.value:.4g}."
+        f"the search found nothing better. {default[0].upper()}{default[1:]}; the best of {len(others)} finished trials with "
+        f"other settings, trial {best.number}, has {best.value:.4g}."
     )
 
 

@@ -15,7 +15,8 @@ PLACEHOLDERS = "Last Resort"  # a font that draws a box for each character
 
 def find_fonts(labels: Iterable[str]) -> tuple[list[str], set[str]]:
     """Return the font families that together draw labels, the font of all plots first, and the characters that none has."""
-    missing = {character for label in labels for character in one_line(label)} - characters_of(findfont(FontProperties([FONT])))
+    default = characters_of(findfont(FontProperties(family=[FONT])))
+    missing = {character for label in labels for character in one_line(label)} - default
     families = [FONT]
     installed = [entry for entry in fontManager.ttflist if not entry.name.startswith(PLACEHOLDERS)]
     entries = sorted(installed, key=lambda entry: (entry.style != "normal", entry.weight != 400, entry.name, entry.fname))

@@ -117,7 +117,7 @@ class RunRecords:
 
     @cached_property
     def draft(self) -> str:
-        """The settings of the drafts on which validation metrics of the log were computed, see `Scorer.draft`. Empty: no drafts."""
+        """The settings of the drafts that were scored during training, see `Scorer.draft`. Empty: no drafts."""
         evaluations = [line["validation"] for line in self.log if isinstance(line.get("validation"), dict)]
         logged = evaluations[-1] if evaluations else {}
         return ", ".join(f"{name} {logged[name]}" for name in self.scorer.draft(1)[1] if name in logged)

@@ -139,7 +139,7 @@ def curves_section(runs: Sequence[RunRecords]) -> Section | None:
     if drafts := dict.fromkeys(run.draft for run in runs if run.draft):
         text = (
             f"During training, validation {metric} was measured on drafts ({'; '.join(drafts)}), which are cheaper than final "
-            "predictions. The metrics of the report are those of all rows with the settings of the model, and may be higher or lower."
+            "predictions. The metrics above are those of all rows with the settings of the model, and may be higher or lower."
         )
         blocks.append(Paragraph(text=text, is_caption=True))
     return Section("curves", "Learning curves", blocks) if plots else None

@@ -17,8 +17,8 @@ from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.run.document import merge
-from nlp_transfer.settings.schema import expand_name
 from nlp_transfer.saved_models.save import save_encoder
+from nlp_transfer.settings.schema import expand_name
 from nlp_transfer.sklearn.isolation import isolated
 from nlp_transfer.sklearn.model_bytes import read_files, temporary_folder, written_files
 from nlp_transfer.sklearn.text_inputs import NAMES, as_columns, as_rows, check_not_empty, read_texts
