@@ -12,6 +12,7 @@ from nlp_transfer.commands.options import HELP_ALL, OVERRIDES, OVERWRITE, QUIET,
 from nlp_transfer.utils.errors import UserError
 
 WIDTH = 110  # characters of a comment
+LABEL_WIDTH = 60  # characters of a label in a comment
 TEST_SHARE, TEST_ROWS = 0.1, 200  # a test split is proposed for tables with at least this many rows
 PROPOSED = {
     "data": ("train", "validation", "test", "test_share", "validation_share"),
@@ -98,7 +99,7 @@ def propose(document: dict[str, Any], ask: Any) -> tuple[dict[str, Any], dict[st
         if not {role, f"{role}_share"} & document["data"].keys():
             document["data"][role] = path
             reasons[f"data.{role}"] = "a file of this name lies next to the table"
-    before = set(_names(document))
+    before, given_data = set(_names(document)), document["data"]
     document, notes = complete(document, ask)
     for name in [name for name in _names(document) if name not in before]:
         reasons[name] = next((_reason(note) for note in notes if f"{name}: " in note), "inferred")
@@ -123,8 +124,38 @@ def propose(document: dict[str, Any], ask: Any) -> tuple[dict[str, Any], dict[st
                 if value not in (None, 0.0) or name == "seed":
                     values[name] = value
             reasons.setdefault(f"{section}.{name}", "the default")
-    resolve(document)  # reports all invalid settings before the file is written
+    run = resolve(document)  # reports all invalid settings before the file is written
+    if "on_bad_rows" not in given_data:
+        unusable, problems = _unusable_rows(run)
+        if unusable:
+            data["on_bad_rows"] = "skip"
+            reasons["data.on_bad_rows"] = f"{unusable}. With `refuse`, train would stop and list them"
+            notes.append(f"warning: {unusable}; data.on_bad_rows: skip was written, so that train skips and lists them")
+        notes += problems
     return document, reasons, notes
+
+
+def _unusable_rows(run: Any) -> tuple[str, list[str]]:
+    """Return how many rows the task cannot use and why, and warnings about data that cannot be trained on at all."""
+    from nlp_transfer.data.bad_rows import count_kinds
+    from nlp_transfer.data.sources import HUB_DATA
+    from nlp_transfer.data.splits import read_sources
+    from nlp_transfer.utils.environment import expand
+
+    source = run.config.data.train
+    if isinstance(source, str) and HUB_DATA.match(source) and not expand(source).exists():
+        return "", []  # on the hub: it is only downloaded for training
+    try:
+        provided, _ = read_sources(run.config.data.model_copy(update={"on_bad_rows": "skip"}), run.task, run.config.training)
+    except UserError as error:
+        return "", [f"warning: train cannot use these rows as they are: {error}"]
+    counted = [
+        f"{len(rows.skipped):,} of {len(rows.skipped) + len(rows):,} rows of {role} cannot be used: {count_kinds(rows.skipped)} "
+        f"(the first: {rows.skipped[0]})"
+        for role, rows in provided.items()
+        if rows.skipped
+    ]
+    return "; ".join(counted), []
 
 
 def _siblings(table: str) -> dict[str, str]:
@@ -156,13 +187,18 @@ def _summary(cells: Sequence[Any]) -> str:
     """Return how often the most frequent cells of a label column occur."""
     from collections import Counter
 
+    from nlp_transfer.report.page_blocks import shortened
     from nlp_transfer.utils.console import percent
-    from nlp_transfer.utils.errors import shorten
 
     counts = Counter(str(cell) for cell in cells if cell is not None and str(cell).strip())
-    shown = [f"{shorten(cell, 30)} {percent(count, counts.total())}" for cell, count in counts.most_common(5)]
+    shown = [f"{_plain(shortened(cell, LABEL_WIDTH))} {percent(count, counts.total())}" for cell, count in counts.most_common(5)]
     more = f", and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
     return f"{len(counts):,} different values: {', '.join(shown)}{more}" if counts else ""
+
+
+def _plain(text: str) -> str:
+    """Return a cell without quotes, unless it would be ambiguous in a list without them."""
+    return repr(text) if text != text.strip() or "," in text else text
 
 
 def commented_yaml(document: Mapping[str, Any], reasons: Mapping[str, str], title: str) -> str:

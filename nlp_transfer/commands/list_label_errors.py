@@ -44,7 +44,7 @@ def command(source: Path, output: Path | None, rank_by: Any, show: int, overwrit
         from nlp_transfer.inference.standard_streams import writing_stdout
         from nlp_transfer.inference.writers import Writer
         from nlp_transfer.utils.atomic_files import to_json
-        from nlp_transfer.utils.console import percent, say, show_table
+        from nlp_transfer.utils.console import number, percent, say, show_table
         from nlp_transfer.utils.environment import expand
 
     source = expand(source)
@@ -73,8 +73,11 @@ def command(source: Path, output: Path | None, rank_by: Any, show: int, overwrit
         writer.write({name: [cells[row] for row in errors.rows] for name, cells in table.columns.items()} | added)
     worst = [(table.describe(row), *cells) for row, *cells in zip(errors.rows[:show], *added.values(), strict=False)]
     if worst:
-        rows = [(text if len(text) <= TEXT_WIDTH else f"{text[:TEXT_WIDTH]}...", *cells) for text, *cells in worst]
-        show_table("likely label errors", ["text", "given", "suggested", "probability of given", "of suggested"], rows)
+        rows = [
+            (text if len(text) <= TEXT_WIDTH else f"{text[:TEXT_WIDTH]}...", f"{label} ({number(p)})", f"{better} ({number(q)})")
+            for text, label, better, p, q in worst
+        ]
+        show_table("likely label errors (with the probability of the label)", ["text", "given label", "suggested label"], rows)
     agreed = int((table.probabilities.argmax(1) == table.given).sum())
     say(
         f"{len(errors.rows):,} of {len(table):,} rows have a label that is probably wrong, or are hard for the model, which "

@@ -232,7 +232,7 @@ class SettingsHelp(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from nlp_transfer.settings.applicability import takes
-        from nlp_transfer.settings.validation import all_settings
+        from nlp_transfer.settings.validation import all_settings, merged_settings
 
         command = self._settings_of()
         settings = [setting for setting in all_settings() if takes(command, setting[0])]
@@ -244,7 +244,7 @@ class SettingsHelp(click.Command):
             settings = [first[name] for name in FIRST_SETTINGS if name in first]
             title = "The first settings, as --NAME VALUE [default]; --help-all lists all"
         with formatter.section(title):
-            formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in settings])
+            formatter.write_dl([(f"--{name} [{default}]", text) for name, default, text in merged_settings(settings)])
 
 
 class TextsHelp(SettingsHelp):

@@ -39,7 +39,7 @@ def check_rows(
     if not len(rows):
         examples = "; ".join(map(str, rows.skipped[:3]))
         problems.add(
-            f"data.{role}: none of {len(rows.skipped):,} rows can be used: {_count_kinds(rows.skipped)}, such as {examples}"
+            f"data.{role}: none of {len(rows.skipped):,} rows can be used: {count_kinds(rows.skipped)}, such as {examples}"
         )
     return rows
 
@@ -66,7 +66,7 @@ def describe_skipped(role: str, rows: Rows) -> list[str]:
     """Return a line that counts the skipped rows of a split by kind; a warning if more than half of the rows were skipped."""
     if not (skipped := len(rows.skipped)):
         return []
-    line = f"{role}: {skipped:,} of {skipped + len(rows):,} rows skipped: {_count_kinds(rows.skipped)}"
+    line = f"{role}: {skipped:,} of {skipped + len(rows):,} rows skipped: {count_kinds(rows.skipped)}"
     if skipped <= len(rows):
         return [line]
     return [f"warning: {line}. That is more than half: check data.{role} and the columns that the task names"]
@@ -78,7 +78,8 @@ def name_skipped(rows: Rows) -> list[str]:
     return [*map(str, rows.skipped[:SHOWN]), *more]
 
 
-def _count_kinds(skipped: Sequence[BadRow]) -> str:
+def count_kinds(skipped: Sequence[BadRow]) -> str:
+    """Return how many rows of each kind were skipped, such as `2 with an empty text, 1 without a label`."""
     return ", ".join(f"{count:,} {kind}" for kind, count in Counter(bad.kind for bad in skipped).most_common())
 
 

@@ -162,13 +162,16 @@ def tune(
         experiment.split, experiment.run_count = "test", trials + final.run_count
         summary = summarize(final, run_all(final, runs * len(variants), experiment), run)
         summary = replace(summary, name="tuning", advice=advice)
+        importances = importance_plot(study)
         lines = [
             f"{len(done)} trials finished, {len(study.trials) - len(done)} were ended early or failed; the recommended settings "
             f"are in {BEST}",
+            *([] if importances else ["the importance of the settings is unknown: fewer than two different results to compare"]),
             *notes(summary, plan.seeds, False),
         ]
         write_trials(folder, study)
-        write_results(folder, summary, plan.seeds, lines, heading="Tuned settings", further=importance_plot(study))
+        heading = "Tuned settings" if len(variants) > 1 else "Search for better settings"
+        write_results(folder, summary, plan.seeds, lines, heading=heading, further=importances)
     show_results(folder, summary, lines)
     return Tuning(folder, best, winner, summary.rows, summary.metric, experiment.failed)
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def judge(study: Any, folder: Path, run: Run, metric: str) -> tuple[bool, str]:
 
     done, number = study.get_trials(states=[TrialState.COMPLETE]), study.best_trial.number
     if number == 0:
-        return False, f"Keep the defaults: no trial has a better {metric} on validation."
+        return False, f"Keep the defaults: {_best_other(study, done, metric)}"
     outcomes = {each: read_outcome(folder / "runs" / f"trial-{each:04}") for each in (0, number)}
     splits = {each: outcome.scored("validation") for each, outcome in outcomes.items() if outcome and outcome.result}
     if len(splits) < 2:
@@ -40,6 +41,19 @@ def judge(study: Any, folder: Path, run: Run, metric: str) -> tuple[bool, str]:
     return False, (
         f"Keep the defaults: trial {number} is the best ({values}), but the best of {len(done)} trials is that much better by "
         f"chance (p {show_p(p)}, corrected for {len(done)} trials)."
+    )
+
+
+def _best_other(study: Any, done: Sequence[Any], metric: str) -> str:
+    """Say that the search found nothing better than the defaults, with their metric and that of the best other trial."""
+    default = f"their {metric} on validation is {study.best_trial.value:.4g}"
+    others = [trial for trial in done if trial.number != 0]
+    if not others:
+        return f"{default}, and no trial with other settings finished."
+    best = (min if study.direction.name == "MINIMIZE" else max)(others, key=lambda trial: trial.value)
+    return (
+        f"the search found nothing better. {default[0].upper()}{default[1:]}; the best of {len(others)} finished trials with "
+        f"other settings, trial {best.number}, has {best.value:.4g}."
     )
 
 

@@ -106,6 +106,12 @@ class Explanation:
             f"Completeness error {attribution.error:.2g} with {attribution.steps} steps"
             + ("." if attribution.converged else ", which is above the tolerance: the scores are not exact."),
         ]
+        if self.label is not None and attribution.baseline > attribution.value:
+            lines.append(
+                f"Mask tokens alone favor {self.label} even more than this text. The scores add up to the difference, which is "
+                "negative, so nearly every word can count against the label, even if it is predicted with certainty: compare the "
+                "scores of the words with each other."
+            )
         if test is None:
             lines.append("No deletion test: the text has only one word.")
         else:

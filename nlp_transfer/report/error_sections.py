@@ -112,13 +112,7 @@ def _errors(run: RunRecords, predictions: Predictions) -> Section | None:
     if not len(rows) or run.scorer.form == "texts":  # texts have a section of their own
         return None
     form = run.scorer.form
-    probable = form == "labels" and bool({"confidence", "scores"} & set(predictions.scored.predictions))
-    several = predictions.scored.predictions["prediction"].ndim > 1
-    measure = "certainty of the worst wrong label" if several else "probability"
-    if not probable:
-        lost = f"{run.scorer.row_metric or run.scorer.best_metric} lost"
-        measure = {"labels": "wrong labels", "numbers": "error"}.get(form, lost)
-    head = ["row", *run.task.inputs, "reference", "prediction", measure]
+    head = ["row", *run.task.inputs, "reference", "prediction", error_measure(run, predictions)]
     cells = [
         [
             _origin(predictions, int(row)),
@@ -130,6 +124,16 @@ def _errors(run: RunRecords, predictions: Predictions) -> Section | None:
     ]
     title = "Most confident mistakes" if form == "labels" else "Largest errors"
     return Section("errors", title, [table(head, cells, f"{predictions.split}, worst first")])
+
+
+def error_measure(run: RunRecords, predictions: Predictions) -> str:
+    """Return what the sizes of errors (`Scorer.error_sizes`) measure."""
+    form = run.scorer.form
+    if form == "labels" and {"confidence", "scores"} & set(predictions.scored.predictions):
+        several = predictions.scored.predictions["prediction"].ndim > 1
+        return "certainty of the worst wrong label" if several else "probability"
+    lost = f"{run.scorer.row_metric or run.scorer.best_metric} lost"
+    return {"labels": "wrong labels", "numbers": "error"}.get(form, lost)
 
 
 def _label_errors(run: RunRecords, predictions: Predictions) -> Section | None:

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from nlp_transfer.inference.explanation import METHOD, Explanation
 from nlp_transfer.report.rendering import render_html
 from nlp_transfer.utils.atomic_files import write_bytes
-from nlp_transfer.utils.console import number, shown
+from nlp_transfer.utils.console import number, shown, text_table
 
 TOP_WORDS = 10  # words that are listed with their scores
 FAINT = 0.08  # words with a smaller share of the largest score get no colour
@@ -68,18 +66,10 @@ def print_explanations(explanations: Sequence[Explanation]) -> None:
                 line.append(shown(part), style=f"black on rgb({color[0]},{color[1]},{color[2]})" if kind else "")
             console.print(line)
         words = [(word.text, f"{word.score:+.3f}") for word in explanation.top_words(TOP_WORDS)]
-        console.print(_table("words with the largest scores", ["word", "score"], words))
+        console.print(text_table("words with the largest scores", ["word", "score"], words))
         for note in explanation.notes():
             console.print(Text(shown(note)))
         if explanation.neighbors:
             cells = [[f"{row.similarity:.3f}", row.where, *map(str, row.columns.values())] for row in explanation.neighbors]
-            console.print(_table("most similar training rows", ["similarity", "row", *explanation.neighbors[0].columns], cells))
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    table = Table(title=Text(title), title_justify="left")
-    for name in columns:
-        table.add_column(Text(shown(name)), overflow="fold", justify="right" if name in ("score", "similarity") else "left")
-    for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
-    return table
+            heads = ["similarity", "row", *explanation.neighbors[0].columns]
+            console.print(text_table("most similar training rows", heads, cells, console.width))

@@ -32,7 +32,7 @@ def write_card(
     result: Mapping[str, Any],
     data: Mapping[str, Any],
     training: Mapping[str, Any],
-    plots: Sequence[tuple[str, str]] = (),
+    plots: Sequence[tuple[str, str, str]] = (),
 ) -> None:
     """Write the model card, `README.md`, to the folder of a model or an adapter.
 
@@ -40,7 +40,7 @@ def write_card(
         result: content of the run's `result.json`.
         data: the sources of `train`, `validation` and `test`, and the number of rows of each split as `rows`.
         training: the resolved training settings.
-        plots: description and file name of each plot in the folder.
+        plots: description and file name of each plot in the folder, and the meaning of numbers that replace labels in it.
     """
     scored = "test" if result["metrics"].get("test") else "validation"
     metrics = result["metrics"].get(scored, {})

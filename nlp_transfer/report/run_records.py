@@ -21,6 +21,7 @@ from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
+MOST_NAMED = 10  # runs in a message
 SPLITS = ("test", "validation")  # a report analyses the first one that was scored
 
 
@@ -68,8 +69,12 @@ class RunRecords:
             UserError: The folder holds no finished run, or a record is not valid.
         """
         if result is None and not (folder / "result.json").is_file():
+            inside = sorted(str(path.parent) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/result.json"))
+            more = f" and {len(inside) - MOST_NAMED:,} more" if len(inside) > MOST_NAMED else ""
             raise UserError(
-                f"{folder}: holds no finished run (there is no result.json); allowed: the output_dir of a finished run"
+                f"{folder}: is not a run but contains finished runs: {', '.join(inside[:MOST_NAMED])}{more}; allowed: one of them"
+                if inside
+                else f"{folder}: holds no finished run (there is no result.json); allowed: the output_dir of a finished run"
             )
         result = _mapping(folder / "result.json", json.loads) if result is None else result
         settings, facts = _mapping(folder / "config.yaml", yaml.safe_load), _mapping(folder / DATA_FACTS, json.loads)
@@ -109,6 +114,13 @@ class RunRecords:
             except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError, AttributeError) as error:
                 say(f"warning: {path}: its predictions are not analysed ({type(error).__name__}: {error})")
         return None
+
+    @cached_property
+    def draft(self) -> str:
+        """The settings of the drafts that were scored during training, see `Scorer.draft`. Empty: no drafts."""
+        evaluations = [line["validation"] for line in self.log if isinstance(line.get("validation"), dict)]
+        logged = evaluations[-1] if evaluations else {}
+        return ", ".join(f"{name} {logged[name]}" for name in self.scorer.draft(1)[1] if name in logged)
 
     def inputs(self, row: int) -> list[str]:
         """Return the input texts of a row of `predictions`."""

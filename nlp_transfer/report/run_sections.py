@@ -136,6 +136,12 @@ def curves_section(runs: Sequence[RunRecords]) -> Section | None:
     if any((run.settings.get("training") or {}).get("label_smoothing") for run in runs):
         text = "With label smoothing, the training loss is higher than the validation loss, which is computed without it."
         blocks.append(Paragraph(text=text, is_caption=True))
+    if drafts := dict.fromkeys(run.draft for run in runs if run.draft):
+        text = (
+            f"During training, validation {metric} was measured on drafts ({'; '.join(drafts)}), which are cheaper than final "
+            "predictions. The metrics above are those of all rows with the settings of the model, and may be higher or lower."
+        )
+        blocks.append(Paragraph(text=text, is_caption=True))
     return Section("curves", "Learning curves", blocks) if plots else None
 
 

@@ -1,7 +1,7 @@
 """The short form of a report, for the terminal."""
 
 from nlp_transfer.evaluation.error_analysis import class_scores, largest_confusions, worst_rows
-from nlp_transfer.report.error_sections import show_value, text_lines
+from nlp_transfer.report.error_sections import error_measure, show_value, text_lines
 from nlp_transfer.report.page_blocks import shortened
 from nlp_transfer.report.run_records import RunRecords
 from nlp_transfer.utils.console import number, say, show_table
@@ -30,7 +30,9 @@ def show_errors(run: RunRecords) -> None:
     if run.scorer.form == "texts":
         say(*text_lines(run, predictions))
     rows_, sizes = worst_rows(run.scorer, predictions.scored, MOST_ERRORS)
+    measure = error_measure(run, predictions)
+    measure = "" if measure == "error" else f"{measure} "
     for row, size in zip(rows_.tolist(), sizes.tolist(), strict=True):
         text = shortened(" | ".join(run.inputs(row)), TEXT)
         true, predicted = (shortened(show_value(predictions.columns[name][row]), VALUE) for name in ("reference", "prediction"))
-        say(f"error ({number(size)}): {text!r}: {predicted}, should be {true}")
+        say(f"error ({measure}{number(size)}): {text!r}: {predicted}, should be {true}")

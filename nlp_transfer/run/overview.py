@@ -15,8 +15,9 @@ from typing import Any
 from nlp_transfer.data.sources.portable_paths import mapping
 from nlp_transfer.evaluation.metrics.scorer import LOWER_IS_BETTER
 from nlp_transfer.run.document import read_document
+from nlp_transfer.run.folder import LOCK
 from nlp_transfer.saved_models.log_reader import read_log
-from nlp_transfer.security.file_locks import read_record
+from nlp_transfer.security.file_locks import is_held, read_record
 from nlp_transfer.utils.console import number
 from nlp_transfer.utils.errors import UserError, brief
 
@@ -31,13 +32,13 @@ class RunSummary:
 
     Attributes:
         name: Path of the run below the searched folder.
-        status: `finished`, `unfinished` or `damaged`.
+        status: `finished`, `running`, `unfinished` (interrupted; the same command resumes it) or `damaged`.
         split: The split of `metric`: test or, without one, validation.
         metric: Name of the metric: the requested one, or the main metric of the run.
         value: Value of the metric. For an unfinished run: of its last evaluation.
         date: Time of the last change of the record, in ISO 8601 with the offset of the local time.
         seconds: Duration of training.
-        step: Last logged step, for unfinished runs.
+        step: Last logged step, for running and unfinished runs.
         problem: Why the record cannot be read.
     """
 
@@ -105,10 +106,12 @@ def summarize(path: Path, below: Path, metric: str | None = None) -> RunSummary:
             result = json.loads(read_record(path / RESULT))
             if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
                 raise ValueError(f"{RESULT}: there are no `metrics` in it")
+        elif is_held(path / LOCK):
+            run.status = "running"
         _describe(run, config | {key: result[key] for key in ("task", "strategy", "model") if key in result})
         has_log = run.status != "finished" and os.path.lexists(path / LOG)
         lines = read_log(path / LOG) if has_log else []
-        run.step = lines[-1].get("step") if lines else (0 if run.status == "unfinished" else None)
+        run.step = lines[-1].get("step") if lines else (None if run.status == "finished" else 0)
         evaluations = [line["validation"] for line in lines if isinstance(line.get("validation"), dict)]
         run.metrics = result.get("metrics", {}) or ({"validation": evaluations[-1]} if evaluations else {})
         _choose_metric(run, metric or mapping(config.get("training")).get("best_metric"), metric is None)
@@ -185,7 +188,7 @@ def table_of(runs: Sequence[RunSummary]) -> tuple[list[str], list[list[str]], di
 def _status(run: RunSummary) -> str:
     if run.status == "damaged":
         return f"damaged: {textwrap.shorten(run.problem or '', MAX_PROBLEM, placeholder=' ...')}"
-    return f"unfinished, step {run.step}" if run.status == "unfinished" else run.status
+    return run.status if run.status == "finished" else f"{run.status}, step {run.step}"
 
 
 def _short(source: str | None) -> str:

@@ -137,8 +137,8 @@ def show_report(folder: Path) -> None:
         say(f"warning: {folder / REPORT} was not written ({type(error).__name__}: {error})")
 
 
-def _card_plots(run: Run, folder: RunFolder) -> list[tuple[str, str]]:
-    """Write the plots of the model card, and return their descriptions and file names. A problem is printed."""
+def _card_plots(run: Run, folder: RunFolder) -> list[tuple[str, str, str]]:
+    """Write the plots of the model card, see `write_card_plots`. A problem is printed."""
     try:
         from nlp_transfer.report.card_plots import write_card_plots
         from nlp_transfer.report.run_records import RunRecords

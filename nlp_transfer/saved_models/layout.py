@@ -2,6 +2,7 @@
 
 from nlp_transfer.data.bad_rows import SKIPPED_ROWS
 
+ENCODER = "encoder"  # in the folder of a model with a head of this package: its encoder alone
 PREDICTIONS = "predictions"
 OUT_OF_FOLD = "out_of_fold.parquet"  # in the folder of a cross-validation
 DATA_FACTS = "data_facts.json"

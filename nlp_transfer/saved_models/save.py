@@ -18,6 +18,7 @@ from nlp_transfer.models.layers import output_logits
 from nlp_transfer.models.regression_output import standardized_outputs
 from nlp_transfer.models.sdpa import attention_for_fp32
 from nlp_transfer.saved_models.custom_models import is_built, save_built, save_candidates
+from nlp_transfer.saved_models.layout import ENCODER
 from nlp_transfer.saved_models.load import RECORD, load_model, open_adapter, quiet, read_record
 from nlp_transfer.saved_models.probe import describe_tokenizer, make_probe
 from nlp_transfer.tasks import Task, task_name
@@ -119,9 +120,7 @@ def _save_as(
             else:
                 save_built(model, config, task, partial)
             tokenizer.save_pretrained(partial)
-            if isinstance(model, EncoderHeadForSequenceClassification):
-                model.encoder.save_pretrained(partial / "encoder")
-                tokenizer.save_pretrained(partial / "encoder")
+            save_encoder(model, tokenizer, partial)
         write_json(partial / RECORD, record(task, is_plain(model)))
         loaded: Any = load_model(partial, task.traits.load_auto_class(), task)
         task.connect(loaded)
@@ -129,6 +128,13 @@ def _save_as(
         add_to_record(partial, {"probe": make_probe(loaded, partial)})
     result: PreTrainedModel = loaded.to(next(model.parameters()).device)
     return result
+
+
+def save_encoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save the encoder of a model with a head of this package in the subfolder `encoder`, which transformers alone can load."""
+    if isinstance(model, EncoderHeadForSequenceClassification):
+        model.encoder.save_pretrained(folder / ENCODER)
+        tokenizer.save_pretrained(folder / ENCODER)
 
 
 def save_adapted(adapter: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedModel:

@@ -160,6 +160,21 @@ def lock_now(path: Path, busy: str, unlocked: str, create: bool = True) -> Lock:
     return Lock(path, file)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a file. False also if this cannot be known, as on file systems without locks.
+
+    The lock is taken and released at once: a process that tries to take it in this moment is refused.
+    """
+    try:
+        with open_record(path, create=False) as file:
+            if not _lock(file.fileno()):
+                return True
+            _unlock(file.fileno())
+    except (OSError, UserError):
+        pass
+    return False
+
+
 def lock_target(path: Path) -> Lock:
     """Take the lock `.NAME.lock` of a file or folder before writing it.
 

@@ -1,6 +1,7 @@
 """Validate settings; report problems in terms of YAML, and suggest names for unknown settings."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import cache
 from typing import Any, TypeVar
@@ -75,6 +76,29 @@ def all_settings() -> list[tuple[str, str, str]]:
         ("strategy.name", "full", f"One of {', '.join(registry.names('strategy'))}; or your own class as {FORM}."),
         *registry.settings_of("strategy"),
     ]
+
+
+def merged_settings(settings: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Return settings with each name once: texts that differ between tasks are joined, with defaults that differ.
+
+    The text for all tasks, which begins with no name of a task, comes first.
+    """
+    by_name: dict[str, list[tuple[str, str, str]]] = {}
+    for name, default, text in settings:
+        task, colon, rest = text.partition(": ")
+        is_named = bool(colon) and re.fullmatch("[a-z_]+", task) is not None
+        by_name.setdefault(name, []).append((task if is_named else "", default, rest if is_named else text))
+    merged = []
+    for name, entries in by_name.items():
+        entries.sort(key=lambda entry: entry[0] != "")
+        (first, default, text), *others = entries
+        texts = [f"{first}: {text}" if first else text]
+        for task, other_default, other_text in others:
+            if (other_default, other_text) != (default, text):
+                given = f" Default: {other_default}." if other_default != default else ""
+                texts.append(f"{task}: {other_text}{given}" if task else other_text + given)
+        merged.append((name, default, " ".join(texts)))
+    return merged
 
 
 def suggest(name: str, siblings: Sequence[str] = ()) -> str:

@@ -17,6 +17,7 @@ from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.run.document import merge
+from nlp_transfer.saved_models.save import save_encoder
 from nlp_transfer.settings.schema import expand_name
 from nlp_transfer.sklearn.isolation import isolated
 from nlp_transfer.sklearn.model_bytes import read_files, temporary_folder, written_files
@@ -102,6 +103,8 @@ class FineTunedEstimator(BaseEstimator):
         for name, content in self._files.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path / name, content)
+        with isolated(self.verbose):
+            save_encoder(self.predictor_.model, self.predictor_.tokenizer, path)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_files")

@@ -49,12 +49,11 @@ class TextClassifier(ClassifierMixin, FineTunedEstimator):
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise UserError(f"y: found one class, {self.classes_[0]}; allowed: at least two classes, each in a row of weight > 0")
-        return self._fit(
-            texts,
-            labels.tolist(),
-            weights,
-            {"labels": [str(label) if isinstance(label, bool) else label for label in self.classes_.tolist()]},
-        )
+        names = self.classes_.tolist()
+        task: dict[str, Any] = {"labels": [str(label) if isinstance(label, bool) else label for label in names]}
+        if isinstance(names[0], str) and "task.label_type" not in (self.settings or {}):
+            task["label_type"] = "str"  # "1" and "1.0" are two classes, as in scikit-learn
+        return self._fit(texts, labels.tolist(), weights, task)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the label of each row, of shape (rows,): the most likely one, unless `task.positive` has a `task.threshold`."""

@@ -5,10 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from nlp_transfer.saved_models.layout import ENCODER
+
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """Return the content of all files in a folder, by relative path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Return the content of the files in the folder of a model, by relative path, without the copy of its encoder."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] != ENCODER]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from nlp_transfer.tasks.common.labels import (
     fit_labels,
     label_fields,
     no_label,
+    note_labels,
     other_separator,
     shorten,
     similar_labels,
@@ -210,6 +211,7 @@ class MultiLabel(LabelTask):
         for row, cell in enumerate(rows.columns[self.label]):
             for fault in self._cell_faults(cell, schema):
                 problems.add_row(row, rows.bad(row, self.label, *fault))
+                note_labels(self.label, schema.names, problems)
 
     def _cell_faults(self, cell: Any, schema: LabelSchema) -> Iterator[tuple[str, str]]:
         """Yield the reason and kind of each problem in a cell."""
@@ -222,7 +224,7 @@ class MultiLabel(LabelTask):
             if self._has_positions(elements):
                 return
             if not are_words(elements):
-                yield no_label(cell, f"a list of {len(schema.names)} zeros and ones, for {shorten(schema.names)}")
+                yield no_label(cell, f"a list of {len(schema.names)} zeros and ones, one for each label")
                 return
         elif all(map(is_indicator, elements)) and len({label_value(element, "int") for element in elements}) < len(elements):
             yield no_label(

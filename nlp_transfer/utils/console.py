@@ -14,6 +14,7 @@ from enum import IntEnum
 from functools import cache
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,6 +34,7 @@ class _Console(Console):
 console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+LONG = 28  # characters; longer texts in tables are wrapped
 PACKAGE = __name__.split(".")[0]
 
 
@@ -170,23 +172,44 @@ def percent(count: float, total: float = 1.0) -> str:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; floats are formatted with `number`."""
+    """Print a table; floats are formatted with `number`. One with long texts that is too wide is printed as records."""
     if prints(Level.NORMAL):
-        console.print(_table(title, columns, rows))
+        console.print(text_table(title, columns, rows, console.width))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table that is the result of a command to standard output. Without a terminal, cells are not folded."""
     output = _Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 1000)
-    output.print(_table("", columns, rows))
+    output.print(text_table("", columns, rows))
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    table = Table(title=Text(shown(title)) if title else None, title_justify="left")
-    for i, name in enumerate(columns):  # as Text, since brackets in plain strings are markup
-        table.add_column(Text(shown(name)), justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(number(cell) if isinstance(cell, float) else Text(shown(str(cell))) for cell in row))
+def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> Table:
+    """Return a table whose text is not markup.
+
+    Args:
+        width: number of characters of a line. If the table has texts of more than `LONG` characters, and does not fit without
+            breaking words or squeezing these texts, it has a line for each cell instead. None: a line for each row.
+    """
+    heads = [Text(shown(name)) for name in columns]  # as Text, since brackets in plain strings are markup
+    cells = [[Text(number(cell) if isinstance(cell, float) else shown(str(cell))) for cell in row] for row in rows]
+    longest = [max((cell.cell_len for cell in column), default=0) for column in zip(*cells, strict=True)] or [0] * len(heads)
+    words = [max(map(cell_len, f"{head.plain} {' '.join(row[i].plain for row in cells)}".split()), default=0)
+             for i, head in enumerate(heads)]  # fmt: skip
+    needed = sum(max(word, min(cell, LONG)) + 3 for word, cell in zip(words, longest, strict=True)) + 1
+    is_split = width is not None and max(longest, default=0) > LONG and needed > width
+    table = Table(title=Text(shown(title)) if title else None, title_justify="left", show_header=not is_split)
+    if is_split:
+        table.add_column(max_width=LONG)
+        table.add_column(overflow="fold")
+        for row in cells:
+            for head, cell in zip(heads, row, strict=True):
+                table.add_row(head, cell)
+            table.add_section()
+        return table
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i == 0 or longest[i] > LONG else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
     return table
 
 

@@ -128,6 +128,7 @@ class Problems:
         self.count = 0
         self.bad_rows = 0
         self.unused: dict[str, str] = {}
+        self._notes: dict[str, None] = {}
         self._kinds: Counter[tuple[str, str | None, str]] = Counter()  # bad rows by file, column and kind
         self._examples: dict[tuple[str, str | None, str], BadRow] = {}
         self._row_messages: dict[str, tuple[str, str | None, str]] = {}  # for messages about single rows: their keys in `_kinds`
@@ -141,6 +142,11 @@ class Problems:
     def no_effect(self, name: str, reason: str) -> None:
         """Record in `unused` that the setting `name` has no effect, with the reason. This is not a problem."""
         self.unused[name] = reason
+
+    def note(self, line: str) -> None:
+        """Add a line that follows the messages once, such as the allowed labels, which apply to many rows."""
+        if self.skipped is None:
+            self._notes[brief(line)] = None
 
     def add_row(self, number: int, bad: BadRow) -> None:
         """Add a bad row; `number` is its key in `skipped`."""
@@ -184,6 +190,7 @@ class Problems:
     def merge(self, other: "Problems") -> None:
         """Add the problems of another collection, including those that are only counted, and its `unused` settings."""
         self.unused |= other.unused
+        self._notes |= other._notes
         self.extend(other.messages)
         self.count += other.count - len(other.messages)
         self.bad_rows += other.bad_rows
@@ -192,7 +199,7 @@ class Problems:
         return self.count > 0
 
     def __str__(self) -> str:
-        hint = [self.row_hint] if self.row_hint and self.bad_rows else []
+        hint = [*(f"  {note}" for note in self._notes), *([self.row_hint] if self.row_hint and self.bad_rows else [])]
         if self.count == 1 and not self.heading:
             return "\n".join([self.messages[0], *hint])
         counted = f"{self.count} problem{'s' if self.count > 1 else ''}"

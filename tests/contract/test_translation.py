@@ -185,7 +185,7 @@ def test_draft_scores_are_marked(checkpoints: dict[str, Path], tmp_path: Path) -
     done = run(
         model=checkpoints["bert"], data={"train": table, "validation": table}, output_dir=tmp_path / "run",
         task={"name": "translation", "beams": 2, "translated_rows": 3},
-        training={"evaluate_every": 1, "best_metric": "chrf"},
+        training={"evaluate_every": 1, "best_metric": "chrf"}, with_report=True,
     )  # fmt: skip
     lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
     logged = {line["step"]: line["validation"] for line in lines if "validation" in line}
@@ -195,6 +195,8 @@ def test_draft_scores_are_marked(checkpoints: dict[str, Path], tmp_path: Path) -
     assert "translated_rows" not in final
     for name in ("token_accuracy", "loss"):
         assert best[name] == pytest.approx(final[name], abs=1e-6), "of all rows, so one number"
+    assert "translated_rows 3, beams 1" in (tmp_path / "run/report.html").read_text(), "a note below the learning curve"
+    assert "translated_rows 3, beams 1" in (tmp_path / "run/model/README.md").read_text()
 
 
 def prepare(checkpoint: Checkpoint, family: str) -> tuple[Any, Any, TokenTable]:

@@ -3,8 +3,6 @@
 import pickle
 import pickletools
 import shutil
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -90,7 +88,7 @@ def test_checks_of_scikit_learn_on_numbers_as_texts(kind: type, settings: Any, e
     assert sum(result["status"] == "passed" for result in results) >= 45
 
 
-@pytest.mark.parametrize("labels", [("negative", "positive"), (7, -2), (False, True), (0.0, 1.0), ("1", "0")])
+@pytest.mark.parametrize("labels", [("negative", "positive"), (7, -2), (False, True), (0.0, 1.0), ("1", "1.0")])
 def test_labels_keep_their_type(labels: tuple[Any, Any], model: str) -> None:
     y = np.array([labels[i % 2] for i in range(48)])
     fitted = TextClassifier(model, "prototypes").fit(np.array(TEXTS), y)
@@ -134,31 +132,11 @@ def test_predictions_equal_those_of_the_saved_model(model: str, tmp_path: Path) 
         )
         assert list(fitted.predict(TEXTS)) == [row["prediction"] for row in expected]
     assert fitted.result_["train"]["steps"] > 0
+    encoder = "encoder/model.safetensors"
+    assert not any(name.startswith("encoder/") for name in pickle.loads(pickle.dumps(fitted))._files), "weights only once"
+    assert (tmp_path / "copy" / encoder).read_bytes() == (tmp_path / "run/model" / encoder).read_bytes()
     with refused("is not empty"):
         fitted.save_model(tmp_path / "copy")
-
-
-@pytest.mark.process
-def test_pickles_load_in_another_process(model: str, tmp_path: Path) -> None:
-    """The pickles contain bytes of safetensors, and no module or tensor of PyTorch."""
-    fitted, encoder = TextClassifier(model, "prototypes").fit(TEXTS, LABELS), TextEncoder(model).fit(TEXTS)
-    for estimator in (fitted, encoder):
-        names = {str(value) for _, value, _ in pickletools.genops(pickle.dumps(estimator)) if isinstance(value, str)}
-        assert "model.safetensors" in names
-        assert not any(
-            name.startswith(("torch.", "transformers.", "nlp_transfer.models", "nlp_transfer.inference")) for name in names
-        )
-    joblib.dump((fitted, encoder), tmp_path / "estimators")
-    script = (
-        "import sys, joblib; c, e = joblib.load(sys.argv[1]); joblib.dump((c.predict_proba(e_), e.transform(e_)), sys.argv[2])"
-    )
-    script = script.replace("e_", "joblib.load(sys.argv[3])")
-    joblib.dump(TEXTS, tmp_path / "texts")
-    paths = [str(tmp_path / name) for name in ("estimators", "results", "texts")]
-    subprocess.run([sys.executable, "-c", script, *paths], check=True)
-    probabilities, vectors = joblib.load(tmp_path / "results")
-    np.testing.assert_allclose(probabilities, fitted.predict_proba(TEXTS), atol=1e-6)
-    np.testing.assert_allclose(vectors, encoder.transform(TEXTS), atol=1e-5)
 
 
 def test_vectors_equal_those_of_transformers(model: str) -> None:
@@ -206,12 +184,25 @@ def test_cross_validation_calibration_and_stacking(model: str) -> None:
 
 
 @pytest.mark.process
-def test_grid_search_over_strategies_in_processes(model: str) -> None:
-    search = GridSearchCV(TextClassifier(model), {"strategy": ["prototypes", LINEAR]}, cv=2, n_jobs=2).fit(TEXTS, LABELS)
+def test_grid_search_and_pickles_in_other_processes(model: str) -> None:
+    """The pickles contain bytes of safetensors, and no module or tensor of PyTorch; the processes of the search load them."""
+    prototypes = TextClassifier(model, "prototypes")
+    search = GridSearchCV(prototypes, {"strategy": ["prototypes", LINEAR]}, cv=2, n_jobs=2).fit(TEXTS, LABELS)
     assert search.best_params_["strategy"] in ("prototypes", LINEAR)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-    alone = cross_val_score(TextClassifier(model, "prototypes"), TEXTS, LABELS, cv=2)
+    alone = cross_val_score(prototypes, TEXTS, LABELS, cv=2)
     assert search.cv_results_["mean_test_score"][0] == alone.mean()
+    fitted, encoder = prototypes.fit(TEXTS, LABELS), TextEncoder(model).fit(TEXTS)
+    for estimator in (fitted, encoder):
+        names = {str(value) for _, value, _ in pickletools.genops(pickle.dumps(estimator)) if isinstance(value, str)}
+        assert "model.safetensors" in names
+        assert not any(
+            name.startswith(("torch.", "transformers.", "nlp_transfer.models", "nlp_transfer.inference")) for name in names
+        )
+    calls = [joblib.delayed(fitted.predict_proba)(TEXTS), joblib.delayed(encoder.transform)(TEXTS)]
+    probabilities, vectors = joblib.Parallel(n_jobs=2)(calls)
+    np.testing.assert_allclose(probabilities, fitted.predict_proba(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(vectors, encoder.transform(TEXTS), atol=1e-5)
 
 
 def test_multi_label_targets_in_several_forms(model: str) -> None:

@@ -246,6 +246,7 @@ def test_a_run_writes_what_it_skipped_and_a_resumed_one_as_well(
         ("more: train", "more.csv", "14", "text"),
     ]
     assert "the label 'other' is not known" in found[-2]["reason"]
+    assert "negative" not in found[-2]["reason"], "labels are listed once, in errors"
     assert straight.metrics["test"]["accuracy"] >= 0
     with stopped_at(1):
         train("broken")

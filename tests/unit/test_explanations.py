@@ -15,6 +15,7 @@ from nlp_transfer import explain, load_adapters, load_predictor
 from nlp_transfer.inference.attribution import attribute
 from nlp_transfer.inference.explanation import explain_texts
 from nlp_transfer.inference.predictor import Predictor
+from nlp_transfer.report.explanation_page import write_explanations
 from tests.builders import GOOD, command, prepared, refused, run, sentiment_rows, succeed, write
 
 pytestmark = pytest.mark.model
@@ -91,6 +92,18 @@ def test_the_requested_label_is_explained(tiny: dict[str, Path]) -> None:
         assert found.deletion.output == pytest.approx(probability, abs=1e-5)
     with refused("--label", "evne", *labels):
         explain_texts(predictor, [TEXT], label="evne")
+
+
+def test_a_baseline_more_extreme_than_the_text_is_noted(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """The scores then add up to a negative number, and nearly every word can be red."""
+    predictor = untrained(tiny["bert"])
+    for label in predictor.task.scorer.labels:
+        [found] = explain_texts(predictor, [TEXT], label=label)
+        page = tmp_path / f"{label}.html"
+        write_explanations(page, [found])
+        is_negative = sum(word.score for word in found.attribution.words) < 0
+        assert any("negative, so" in note for note in found.notes()) == is_negative
+        assert ("negative, so" in page.read_text()) == is_negative
 
 
 def test_deciding_words_have_the_largest_scores(trained: Path) -> None:

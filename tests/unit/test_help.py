@@ -1,5 +1,6 @@
 """Help in groups, with the first or all settings, and shell completion."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,18 @@ def test_train_lists_the_first_settings_or_all() -> None:
     assert {name for name in names if f"--{name} [" in first} == set(FIRST_SETTINGS)
     assert {name for name in names if f"--{name} [" in everything} == names
     assert "--help-all" not in shown("evaluate", "--help")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "translate", "train"])
+def test_each_setting_is_listed_once(command: str) -> None:
+    """Those that several tasks have, with the default and the meaning in each of them."""
+    text = shown(command, "--help-all" if command == "train" else "--help")
+    listed = re.findall(r"^  --([a-z]+[.][a-z_.]+) \[", text, re.MULTILINE)
+    assert len(listed) == len(set(listed)) > 3
+    words = " ".join(text.split())
+    if command != "translate":
+        assert "multi_label: Minimum probability" in words
+        assert "text_classification: Minimum probability" in words
 
 
 def test_first_settings_are_described_for_the_default_task() -> None:

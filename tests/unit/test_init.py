@@ -25,7 +25,7 @@ def test_train_accepts_the_settings_as_they_are(tiny: dict[str, Path]) -> None:
     assert document["task"] == {"name": "text_classification", "text": "Review", "label": "stars", "max_length": 16}
     assert document["data"]["test_share"] == 0.1
     text = Path("reviews.yaml").read_text()
-    assert all(fact in text for fact in ("240 rows", "'negative' 50.0%"))
+    assert all(fact in text for fact in ("240 rows", "negative 50.0%"))
     lines = text.splitlines()
     settings = [i for i, line in enumerate(lines) if line.strip() and "#" not in line and not line.endswith(":")]
     assert len(settings) > 10
@@ -59,6 +59,31 @@ def test_separators_and_files_of_other_splits() -> None:
     data = read_document("x.yml")["data"]
     assert (data["delimiter"], data["test"]) == ("semicolon", "test.csv")
     assert "test_share" not in data
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "bad"),
+    [
+        ("text_classification", ("text", "label"), [("", "good"), ("fine", "")]),
+        ("regression", ("text", "label"), [("", "1.5"), ("fine", "high")]),
+        ("translation", ("source", "target"), [("", "gut"), ("fine", "")]),
+    ],
+)
+def test_rows_that_cannot_be_used_are_counted(task: str, columns: tuple[str, str], bad: list[tuple[str, str]]) -> None:
+    good = [(f"text {i}", str(i) if task == "regression" else f"label {i % 2}") for i in range(30)]
+    flags = ["--model", "m", "--task.name", task]
+    for name, rows in (("clean", good), ("faulty", good + bad)):
+        write(Path(f"{name}.csv"), rows, columns)
+        _, shown = succeed("init", f"{name}.csv", *flags)
+        assert ("2 of 32 rows of train" in shown) == (name == "faulty"), shown
+        assert read_document(f"{name}.yaml")["data"].get("on_bad_rows") == ("skip" if name == "faulty" else None)
+    assert "faulty.csv, row 32" in " ".join(Path("faulty.yaml").read_text().replace("#", "").split())
+    succeed("init", "faulty.csv", *flags, "--data.on_bad_rows", "refuse", "--overwrite")
+    assert read_document("faulty.yaml")["data"]["on_bad_rows"] == "refuse"
+    write(Path("useless.csv"), [("", label) for _, label in good], columns)
+    _, shown = succeed("init", "useless.csv", *flags)
+    assert "warning" in shown
+    assert "on_bad_rows" not in read_document("useless.yaml")["data"]
 
 
 @pytest.mark.parametrize(

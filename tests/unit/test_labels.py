@@ -285,6 +285,21 @@ def test_indicators_without_names_give_one_message() -> None:
     assert error.value.problems.count == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "cells"),
+    [
+        ("text_classification", {}, ["a", "b", None, "c", ""]),
+        ("multi_label", {}, ["a", "b", "c", "a|d"]),
+        ("multi_label", {"label_format": "indicators"}, [[1, 0], [0, 1], [1], [1, 1, 1]]),
+    ],
+)
+def test_allowed_labels_are_named_once(name: str, settings: Any, cells: list[Any]) -> None:
+    with pytest.raises(UserError) as error:
+        fit(frame(cells), name, labels=["a", "b"], **settings)
+    assert str(error.value).count("'a', 'b'") == 1
+    assert "2 problems" in str(error.value) or "3 problems" in str(error.value)
+
+
 @pytest.mark.parametrize("cell", ["('a', 'b')", "{'a', 'b'}", ("a", "b"), {"a", "b"}, frozenset({"a", "b"})])
 def test_tuples_and_sets_are_lists(cell: Any) -> None:
     task, _ = fit(pd.DataFrame({"text": TEXTS[:3], "label": pd.Series([cell, "a", "b"], dtype=object)}), "multi_label")

@@ -1,5 +1,6 @@
 """Error analysis, and the report of a run: what it computes, shows, and refuses."""
 
+import html
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import FontProperties, findfont, fontManager
 from sklearn.metrics import brier_score_loss, confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
 
 from nlp_transfer.evaluation.error_analysis import (
@@ -28,6 +30,7 @@ from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.hub.package_contents import is_allowed
 from nlp_transfer.report.error_sections import show_value
+from nlp_transfer.report.label_fonts import characters_of, drawable, find_fonts
 from nlp_transfer.report.rendering import breakable
 from nlp_transfer.report.run_records import RunRecords
 from nlp_transfer.report.run_report import write_report
@@ -194,7 +197,11 @@ def finished(train: Callable[..., Any], tmp_path: Path) -> Any:
 
 def test_report_shows_slices_and_escapes_texts(finished: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    _, output = succeed("report", finished.output_dir, "--slice", "kind", "--slice", "reference", "--output", path)
+    arguments = ["report", finished.output_dir, "--slice", "kind", "--slice", "reference", "--output", path]
+    printed, output = succeed(*arguments)
+    assert printed.strip() == str(path)
+    assert "error (" not in output
+    _, output = succeed(*arguments, "--overwrite", "--verbose")
     page = check_page(path)
     assert {"metrics", "data", "classes", "errors", "slices", "calibration", "cost", "settings"} <= set(page.ids)
     assert "accuracy by kind" in page.text
@@ -232,7 +239,8 @@ def test_report_refuses_what_it_cannot_show(finished: Any, tmp_path: Path) -> No
     edit(other / "result.json", task={"name": "regression", "text": "text", "label": "label"})
     taken = write(tmp_path / "taken.html", "mine")
     for arguments, facts in (
-        ([tmp_path / "none"], ["none", "result.json"]), ([finished.output_dir, other], ["different tasks", "regression"]),
+        ([tmp_path / "none"], ["none", "result.json"]), ([tmp_path], [str(finished.output_dir), str(other)]),
+        ([finished.output_dir, other], ["different tasks", "regression"]),
         ([finished.output_dir, "--slice", "missing"], ["missing", "label"]),
         ([finished.output_dir, "--output", taken], ["taken.html", "--overwrite"]),
         ([finished.output_dir, "--output", tmp_path / "page.pdf"], ["page.pdf", ".html"]),
@@ -281,6 +289,35 @@ def test_counts_and_values_have_no_needless_decimals(finished: Any) -> None:
     assert f"\n{records.result['train']['total_parameters']:,}\n" in text.replace("parameters", "\n")
     assert "precision_micro, recall_micro" in text  # equal to accuracy, so listed once
     assert [show_value(value) for value in (0.4, 3.0, 1e-7, 2.34567, "")] == ["0.4", "3", "1e-07", "2.3457", "(none)"]
+
+
+def test_sizes_of_errors_are_named(train: Callable[..., Any], tmp_path: Path) -> None:
+    table = write(tmp_path / "train.csv", columns(60, "text", "tags"))
+    task = {"name": "multi_label", "label": "tags"}
+    done = train(data={"train": table, "test": table}, task=task, training={"max_steps": 1})
+    _, output = succeed("report", done.output_dir, "--verbose")
+    assert "error (certainty of the worst wrong label 0." in output
+
+
+def test_labels_in_png_files_have_glyphs_or_numbers(
+    train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without further fonts, labels that DejaVu Sans cannot draw are numbers, which the model card explains."""
+    names = ["cat", "猫", "\U0001f436 dog"]
+    families, missing = find_fonts(names)
+    drawn, _ = drawable(names, missing)
+    known = set().union(*(characters_of(findfont(FontProperties(family=[family]))) for family in families))
+    assert all(set(name) <= known for name in drawn)
+    assert drawn[0] == "cat"
+    monkeypatch.setattr(fontManager, "ttflist", [entry for entry in fontManager.ttflist if entry.name.startswith("DejaVu")])
+    assert drawable(names, find_fonts(names)[1]) == (["cat", "#2", "#3"], "#2: 猫, #3: \U0001f436 dog")
+    rows = [(f"text {i % 7} {i}", names[i % 3]) for i in range(60)]
+    data = {"train": write(tmp_path / "train.csv", rows), "test": write(tmp_path / "test.csv", rows[:30])}
+    done = train(data=data, training={"max_steps": 30, "learning_rate": 1e-2}, with_report=True)
+    card = (done.output_dir / "model/README.md").read_text(encoding="utf-8")
+    assert "#2: 猫, #3: \U0001f436 dog" in html.unescape(card).replace("\\", "")
+    assert "猫" in (done.output_dir / "report.html").read_text(encoding="utf-8")
+    assert (done.output_dir / "model/plot_confusions.png").is_file()
 
 
 def test_labels_break_after_underscores() -> None:

@@ -3,12 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nlp_transfer.run.folder import LOCK
 from nlp_transfer.run.overview import find_runs
+from nlp_transfer.security.file_locks import lock_now
 from tests.builders import command, printed, stopped_at, succeed
 
 pytestmark = pytest.mark.model
@@ -62,6 +65,18 @@ def test_all_runs_are_listed_with_their_state(runs: Path) -> None:
     assert {run["status"] for run in listed.values()} == {"damaged"}
     assert {Path(name).name for name in listed} == {"cut", "list", "no metrics", "bad yaml", "control", "pipe"}
     assert all(run["problem"] for run in listed.values())
+
+
+def test_a_running_run_is_told_from_an_interrupted_one(runs: Path) -> None:
+    """The lock of a killed run remains as a file, which nobody holds."""
+    stopped = runs / "sweep" / "stopped"
+    for is_running in (True, False):
+        with lock_now(stopped / LOCK, "busy", "") if is_running else nullcontext():
+            [found] = [run for run in find_runs(runs) if run.name == "sweep/stopped"]
+            assert (found.status, found.step) == ("running" if is_running else "unfinished", 4)
+            assert ("running, step 4" in "".join(succeed("runs", runs))) == is_running
+        (stopped / LOCK).write_bytes(b"nlp_transfer lock\n")
+    (stopped / LOCK).unlink()
 
 
 def test_the_table_names_each_run_and_escapes_text(runs: Path) -> None:

@@ -6,6 +6,7 @@ import warnings
 
 import click
 import pytest
+from rich.console import Console
 
 from nlp_transfer.commands.exit_status import run_command
 from nlp_transfer.inference.standard_streams import OutputStream
@@ -36,6 +37,20 @@ def test_lines_tables_and_progress_are_printable(capsys: pytest.CaptureFixture[s
     assert f"label {SPELLED}" in printed
     assert f"{SPELLED}: 1/2" in printed
     assert printable(printed) == printed
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_long_texts_in_tables_are_not_squeezed(width: int) -> None:
+    """In a narrow terminal, a row is a list of its cells; labels are only broken if they are longer than a line."""
+    text, label = "How do I get a new card? " * 4, "balance_not_updated_after_cheque_or_cash_deposit"
+    output = io.StringIO()
+    table = console.text_table("title", ["text", "given", "suggested"], [[text, label, f"{label}2"], ["a", "b", 0.5]], width)
+    Console(file=output, width=width).print(table)
+    lines = output.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(label in line for line in lines) == (2 if width == 80 else 1)
+    assert sum(len(line.split()) > 6 for line in lines) >= 2, "several words of the text in a line"
+    assert all(name in output.getvalue() for name in ("text", "given", "suggested", "0.5000"))
 
 
 @pytest.mark.parametrize("error", [UserError(HOSTILE), click.UsageError(HOSTILE), RuntimeError(HOSTILE)])

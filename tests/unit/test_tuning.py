@@ -167,6 +167,23 @@ def test_a_gain_within_chance_keeps_the_defaults(
     assert "20 trials" in advice
 
 
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_defaults_that_win_are_kept_with_the_numbers(direction: str, tmp_path: Path) -> None:
+    """The defaults have 0.8 or, if lower is better, 0.2."""
+    values = [0.8, 0.5, 0.7123, 0.6]
+    study = optuna.create_study(direction=direction)
+    for value in values if direction == "maximize" else [1 - value for value in values]:
+        study.add_trial(optuna.trial.create_trial(value=value, params={}, distributions={}))
+    run: Any = SimpleNamespace(task=task_from({"name": "text_classification", "labels": ["a", "b"]}))
+    is_better, advice = search_results.judge(study, tmp_path, run, "accuracy")
+    assert not is_better
+    expected = ("0.8", "0.7123") if direction == "maximize" else ("0.2", "0.2877")
+    assert all(f" {fact}" in advice for fact in (*expected, "3 finished trials", "trial 2")), advice
+    alone = optuna.create_study(direction=direction)
+    alone.add_trial(study.trials[0])
+    assert "no trial" in search_results.judge(alone, tmp_path, run, "accuracy")[1]
+
+
 def test_bad_trials_are_pruned(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     study = optuna.create_study(storage=storage, study_name="tune", direction="maximize")
@@ -220,5 +237,7 @@ def test_the_best_settings_are_tested_once(
         assert [row["trial"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
     page = (folder / "tuning.html").read_text()
     assert "<svg" in page
+    assert ("Tuned settings" in page) == (len(done.rows) > 1)
+    assert ("fANOVA" in page) == ("importance of the settings is unknown" not in page)
     with refused("--output", "search.space"):
         tune(settings, 4, [0, 1], {"training.epochs": [1]})

@@ -138,10 +138,17 @@ def check_labels(rows: Rows, column: str, schema: LabelSchema, problems: Problem
         if as_list(cell) is not None:
             fault = f"found the list {shorten_value(cell)}; allowed: one label; several need task.name: multi_label", UNREADABLE
         elif label is None:
-            fault = no_label(cell, f"one of {shorten(schema.names)}" if schema.names else "a label")
+            fault = no_label(cell, "a label")
         else:
             fault = unknown_label(label, schema.names)
         problems.add_row(row, rows.bad(row, column, *fault))
+        note_labels(column, schema.names, problems)
+
+
+def note_labels(column: str, labels: list[str], problems: Problems) -> None:
+    """Name the allowed labels once, after the messages about rows."""
+    if labels:
+        problems.note(f"allowed labels in column {column!r}: {shorten(labels)}")
 
 
 def similar_labels(labels: Iterable[str]) -> list[str]:
@@ -186,11 +193,10 @@ def no_label(cell: Any, allowed: str) -> tuple[str, str]:
 
 
 def unknown_label(label: str, labels: list[str]) -> tuple[str, str]:
-    """Return the reason and kind of a bad row with a label that is not in the schema."""
+    """Return the reason and kind of a bad row with a label that is not in the schema; `note_labels` names the known ones."""
     if label.lower() == "nan":
-        reason = f"found {label!r}, a missing value; allowed: {shorten(labels)} (if it is a label, add it to task.labels)"
-        return reason, MISSING
-    return f"the label {label!r} is not known{did_you_mean(label, labels)}; allowed: {shorten(labels)}", "with an unknown label"
+        return f"found {label!r}, a missing value; if it is a label, add it to task.labels", MISSING
+    return f"the label {label!r} is not known{did_you_mean(label, labels)}", "with an unknown label"
 
 
 def shorten(labels: list[str], shown: int = 8) -> str:

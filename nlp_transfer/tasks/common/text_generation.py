@@ -64,7 +64,8 @@ class TextGenerationTask(Task):
     """Whether source and target say the same, so that equal texts and unusual ratios of lengths are suspicious."""
 
     max_length: Annotated[Count | None, UsedBy("evaluate", "predict", "translate")] = None
-    """Maximum length of sources and of targets, in tokens. null: 512, or the limit of the checkpoint if that is lower."""
+    """Generated text: maximum length of sources and of targets, in tokens. null: 512, or the limit of the checkpoint if that is
+    lower."""
     source_language: Annotated[str | None, UsedBy("evaluate", "predict", "translate")] = None
     """Source language, as a code of the multilingual checkpoint (`en_XX`, `eng_Latn`)."""
     target_language: Annotated[str | None, UsedBy("evaluate", "predict", "translate", metrics=True)] = None
