@@ -154,7 +154,7 @@ TABLE: list[Case] = [
     flag("training.epoch: unknown setting (did you mean 'epochs'?)", "--training.epoch", "3"),
     flag("--training.epochs: needs a value", "--training.epochs"),
     flag("trainng: unknown setting (did you mean 'training'?)", "--trainng.epochs", "3"),
-    flag("seed: unknown setting", "--seed", "1"),
+    flag("--seed: unknown option of compare (did you mean '--seeds'?)", "--seed", "1"),
     flag("task.max_length: found 3.5", "--keep-models", "--task.max_length", "3.5"),
     flag("training: found 'fast'; allowed: settings by name", "--seeds", "3", training="fast"),
     flag("data: found 'train.csv'; allowed: settings by name", "--seeds", "4", data="train.csv"),
