@@ -11,6 +11,8 @@ import torch
 from transformers import GenerationConfig
 
 from nlp_transfer.inference.exported_model import Exported, opening
+from nlp_transfer.models.verification.reduced_configs import reduce_generation
+from nlp_transfer.models.verification.untrusted_json import read_json
 from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError
 
@@ -41,7 +43,9 @@ class ExportedGenerator(Exported):
         with opening(backend, graph):
             import ctranslate2
 
-            self.generation_config = GenerationConfig.from_pretrained(graph.parents[1])
+            self.generation_config = GenerationConfig.from_dict(
+                reduce_generation(read_json(graph.parents[1] / "generation_config.json"))[0]
+            )
             ctranslate2.set_log_level(logging.ERROR)  # it warns of computing bf16 weights in fp32
             self.translator = ctranslate2.Translator(str(graph.parent), "cpu", intra_threads=torch.get_num_threads())
             settings = json.loads((graph.parent / "config.json").read_text(encoding="utf-8"))

@@ -27,7 +27,7 @@ from tests.helpers.strategies import IMPOSSIBLE, NAMES, TASKS, document, files
 pytestmark = pytest.mark.model
 
 TEXTS = ["a good film", "the awful plot was very bad and dull", "two cats"]
-REFUSED = {"features", "few_shot", "prototypes", "zero_shot", "distill"}  # they need another head, or a stack of layers
+REFUSED = {"features", "few_shot", "prototypes", "zero_shot", "distill", "prune"}  # they need another head, or a stack of layers
 
 
 @pytest.fixture(scope="module")
