@@ -11,9 +11,9 @@ import torch
 from transformers import GenerationConfig
 
 from nlp_transfer.inference.exported_model import Exported, opening
+from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.models.verification.reduced_configs import reduce_generation
 from nlp_transfer.models.verification.untrusted_json import read_json
-from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError
 
 # Beam search ends when this many times the number of beams are finished, unless the model stops early. transformers goes on while
