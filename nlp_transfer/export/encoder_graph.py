@@ -12,11 +12,18 @@ import numpy as np
 from nlp_transfer.data.sources import find_model, read_rows
 from nlp_transfer.data.sources.rows import Rows, from_columns
 from nlp_transfer.data.tokens import model_inputs
+from nlp_transfer.export.export_folder import (
+    PRETRAINING,
+    calibration_inputs,
+    draw,
+    graph_bytes,
+    graph_paths,
+    remove_intermediate,
+)
 from nlp_transfer.export.measurement import DIFFERENCE
 from nlp_transfer.export.onnx_graph import write_onnx
 from nlp_transfer.export.quantization import write_graph
 from nlp_transfer.inference.embedding import Embedder, load_embedder
-from nlp_transfer.inference.exported_model import GRAPHS
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import EncoderHeadConfig
 from nlp_transfer.saved_models.load import find_adapter, hub_adapter, quiet
@@ -26,7 +33,6 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import UserError
 
-PRETRAINING = (None, "MaskedLM", "PreTraining")  # heads that are not used after pretraining
 # Files with which sentence-transformers and text-embeddings-inference pool the states.
 POOLING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
 PROBES, ROWS = 16, 2000
@@ -59,14 +65,10 @@ def write_encoder(
     encoder: Any = embedder.encoder
     table = embedder.encode(_texts(embedder, data, precision))
     say(f"exporting the encoder to {to} in {precision}; its vectors are compared with those of the model on {len(table):,} texts")
-    onnx, graph = folder / GRAPHS["onnx"][0], folder / GRAPHS[to][to == "onnx" and precision == "int8"]
+    onnx, graph = graph_paths(folder, to, precision)
     write_onnx(encoder, model_inputs(table.batch(np.arange(2))), onnx)
-    batches = [model_inputs(table.batch(np.array([i]))) for i in range(min(300, len(table)))] if precision == "int8" else []
-    write_graph(onnx, graph, precision, [{name: ids.numpy() for name, ids in batch.items()} for batch in batches])
-    if graph != onnx:
-        onnx.unlink()
-        if to != "onnx":
-            onnx.parent.rmdir()
+    write_graph(onnx, graph, precision, calibration_inputs(table) if precision == "int8" else [])
+    remove_intermediate(onnx, graph)
     _write_files(embedder, folder)
     start = time.perf_counter()
     expected = embedder.vectors(table)
@@ -88,7 +90,7 @@ def write_encoder(
     return {
         "to": to, "precision": precision, "rows": len(table), "metric": "cosine similarity of the vectors",
         "exported": similarity, "vector_difference": difference,
-        "bytes": sum(path.stat().st_size for path in graph.parent.glob(f"{graph.stem}.*")),
+        "bytes": graph_bytes(graph),
         "rows_per_second": {"trained": len(table) / (middle - start), "exported": len(table) / (end - middle)},
         "versions": versions() | {name: version(name) for name in packages},
     }  # fmt: skip
@@ -100,7 +102,7 @@ def _texts(embedder: Embedder, data: Mapping[str, Any], precision: str) -> Rows:
     if data.get("validation") is not None:
         settings = DataConfig(**data)
         rows = read_rows(settings.validation, "validation", settings, names)
-        return rows.select(np.sort(generator.permutation(len(rows))[:ROWS]))
+        return draw(rows, ROWS)
     if precision == "int8":
         raise UserError(f"--data.validation: is required to calibrate int8; allowed: a file with the column {names[0]!r}")
     lengths = generator.integers(1, embedder.max_length, PROBES)

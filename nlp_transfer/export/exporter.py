@@ -15,6 +15,15 @@ from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.ctranslate2_model import write_ctranslate2
 from nlp_transfer.export.encoder_graph import is_encoder, write_encoder
+from nlp_transfer.export.export_folder import (
+    CALIBRATION_ROWS,
+    calibration_inputs,
+    draw,
+    graph_bytes,
+    graph_paths,
+    output_folder,
+    remove_intermediate,
+)
 from nlp_transfer.export.measurement import Check, is_accepted, judge
 from nlp_transfer.export.onnx_graph import write_onnx
 from nlp_transfer.export.quantization import write_graph
@@ -36,7 +45,7 @@ from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError, first_line
 
 REPORT = "export.json"
-CHECKED_ROWS, GENERATED_ROWS, CALIBRATION_ROWS = 2000, 200, 300
+CHECKED_ROWS, GENERATED_ROWS = 2000, 200
 PRECISIONS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "fp16", "int8"), "ctranslate2": ("fp32", "bf16", "int8")}
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -88,7 +97,7 @@ def export_model(
             much from the trained model.
     """
     _check(to, precision)
-    folder = _output_folder(model, to, precision, output, overwrite)
+    folder = output_folder(model, f"{to}-{precision}", REPORT, output, overwrite)
     if to != "ctranslate2" and is_encoder(model):
         with replacing_folder(folder) as partial:
             report = write_encoder(model, partial, to, precision, data or {}, max_loss, PACKAGES[to])
@@ -111,7 +120,7 @@ def export_model(
         else:
             graph, report = _write_head_model(predictor, check, partial, to, precision, calibration, validation)
         judge(report)
-        report["bytes"] = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.stem}.*"))
+        report["bytes"] = graph_bytes(graph)
         write_json(partial / REPORT, report)
     return Export(folder, report)
 
@@ -120,10 +129,10 @@ def _write_head_model(
     predictor: Predictor, check: Check, folder: Path, to: str, precision: str, calibration: Rows, validation: Rows
 ) -> tuple[Path, dict[str, Any]]:
     """Write the graph of a model with a head, and the program that predicts with it; return the graph and the report."""
-    onnx, graph = folder / GRAPHS["onnx"][0], folder / GRAPHS[to][to == "onnx" and precision == "int8"]
+    onnx, graph = graph_paths(folder, to, precision)
     write_onnx(predictor.model, model_inputs(check.table.batch(np.arange(2))), onnx)
     trained = check.measure(predictor)
-    samples = _samples(predictor, calibration) if precision == "int8" else []
+    samples = calibration_inputs(predictor.encode(calibration)) if precision == "int8" else []
     for keep_sensitive in (False, True) if precision == "int8" else (False,):
         write_graph(onnx, graph, precision, samples, keep_sensitive)
         exported = load_predictor(folder, backend=to)
@@ -141,10 +150,7 @@ def _write_head_model(
         if is_accepted(report) or precision != "int8" or keep_sensitive:
             break
         say(f"int8: the loss is {report['metric_loss']:.4f}; trying again with the sensitive layers in fp32")
-    if graph != onnx:
-        onnx.unlink()
-        if to != "onnx":
-            onnx.parent.rmdir()
+    remove_intermediate(onnx, graph)
     write_standalone(predictor, exported, to, folder, validation, check.table.lengths)
     return graph, report
 
@@ -157,19 +163,6 @@ def _check(to: str, precision: str) -> None:
     for package in (*PACKAGES[to], *(("nncf",) if precision == "int8" and to != "ctranslate2" else ())):
         if find_spec(package) is None:
             raise UserError(f"export: needs the package {package}, which is not installed; to install it: {INSTALL}")
-
-
-def _output_folder(model: str | Path, to: str, precision: str, output: str | Path | None, overwrite: bool) -> Path:
-    place = expand(model)
-    if output is None and not (place / "config.yaml").is_file():
-        raise UserError(f"--output: is required, since {model} is not the folder of a run; allowed: a folder")
-    folder = place / "exports" / f"{to}-{precision}" if output is None else expand(output)
-    if folder.exists() and not overwrite:
-        raise UserError(f"--output: {folder} already exists; allowed: another folder, or --overwrite to replace it")
-    if folder.exists() and any(folder.iterdir()) and not (folder / REPORT).is_file():
-        raise UserError(f"--output: {folder} is not an export, so it is not replaced; allowed: another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _rows(model: str | Path, data: dict[str, Any], predictor: Predictor) -> tuple[Rows, Rows]:
@@ -193,19 +186,7 @@ def _rows(model: str | Path, data: dict[str, Any], predictor: Predictor) -> tupl
         problems.raise_if_any()
     if len(validation) < 2:
         raise UserError(f"--data.validation: found {len(validation)} rows; allowed: at least 2")
-    return _sample(train, CALIBRATION_ROWS), _sample(validation, GENERATED_ROWS if task.traits.generates else CHECKED_ROWS)
-
-
-def _sample(rows: Rows, count: int) -> Rows:
-    return rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:count]))
-
-
-def _samples(predictor: Predictor, rows: Rows) -> list[dict[str, np.ndarray]]:
-    """Return the inputs of each row, without padding."""
-    table = predictor.encode(rows)
-    return [
-        {name: tensor.numpy() for name, tensor in model_inputs(table.batch(np.array([i]))).items()} for i in range(len(table))
-    ]
+    return draw(train, CALIBRATION_ROWS), draw(validation, GENERATED_ROWS if task.traits.generates else CHECKED_ROWS)
 
 
 def _write_files(predictor: Predictor, folder: Path) -> None:

@@ -18,6 +18,7 @@ from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.covered_texts import TextReader, token_ids
+from nlp_transfer.export.export_folder import PRETRAINING, output_folder
 from nlp_transfer.export.tokenizer_vocabulary import check_kind, replace_document, trimmed, without_limits
 from nlp_transfer.export.vocabulary_rows import configured_ids, keep_rows, parameter_size
 from nlp_transfer.inference.batched_prediction import predict_table
@@ -37,7 +38,6 @@ from nlp_transfer.utils.errors import UserError
 BATCH, ENCODER_BATCH = 32, 4  # rows; a masked language model returns a logit for each token of the vocabulary
 CHECKED_ROWS, ENCODER_ROWS, HELD_OUT_ROWS = 256, 32, 1000  # whose outputs or predictions are compared
 TOLERANCE = 1e-6  # relative difference of the outputs on the given texts
-HEADLESS = (None, "MaskedLM", "PreTraining")  # heads of pretrained encoders
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def trim_vocabulary(
     Raises:
         UserError: the model or its tokenizer cannot be trimmed, a file cannot be read, or the outputs would change.
     """
-    folder = _output_folder(model, output, overwrite)
+    folder = output_folder(model, "trimmed", TRIMMED_VOCABULARY, output, overwrite)
     opened = _open(str(model))
     document = _tokenizer_document(opened, str(model))
     reader = TextReader(opened.task, columns, data or {})
@@ -172,24 +172,11 @@ def trim_vocabulary(
     return TrimmedModel(folder, report)
 
 
-def _output_folder(model: str | Path, output: str | Path | None, overwrite: bool) -> Path:
-    place = expand(model)
-    if output is None and not (place / "config.yaml").is_file():
-        raise UserError(f"--output: is required, since {model} is not the folder of a run; allowed: a folder")
-    folder = place / "exports" / "trimmed" if output is None else expand(output)
-    if folder.exists() and not overwrite:
-        raise UserError(f"--output: {folder} already exists; allowed: another folder, or --overwrite to replace it")
-    if folder.exists() and not (folder / TRIMMED_VOCABULARY).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output: {folder} has no {TRIMMED_VOCABULARY}, so it is not replaced; allowed: another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _open(model: str) -> _Opened:
     """Load a model with its task, or a pretrained encoder."""
     if not (find_adapter(expand(model)) or hub_adapter(model)):
         checkpoint = Checkpoint.open(find_model(model))
-        if not checkpoint.record and checkpoint.head in HEADLESS:
+        if not checkpoint.record and checkpoint.head in PRETRAINING:
             with quiet():
                 encoder: Any = checkpoint.load(AutoModelForMaskedLM if checkpoint.head == "MaskedLM" else AutoModel)
             return _Opened(encoder.eval(), checkpoint.tokenizer, None)

@@ -21,7 +21,6 @@ GRAPHS = {
     "onnx": ("onnx/model.onnx", "onnx/model_quantized.onnx"), "openvino": ("openvino_model.xml",),
     "ctranslate2": ("ctranslate2/model.bin",),
 }  # fmt: skip
-BACKENDS = ("auto", "torch", *GRAPHS)
 PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "fp16"), "ctranslate2": ("fp32",)}
 INSTALL = 'pip install "nlp_transfer[export]"'
 

@@ -7,14 +7,13 @@ Prints one line for each family and case with the largest difference of the logi
 and OpenVINO. Exit status 1 if a difference exceeds 1e-4, a prediction differs, or an export crashed.
 """
 
-import argparse
 import contextlib
 import io
 import math
 import shutil
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from nlp_transfer.export.script_check import is_close
 from nlp_transfer.inference.exported_model import GRAPHS
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.training.preflight import describe
+from scripts.endurance.families import run_cases
 from tests.builders import columns, sentiment_rows, write
 from tests.helpers.families import OWN, family_config, family_tokenizer
 from tests.helpers.models import POSITIONS
@@ -156,25 +156,13 @@ def predictions(predictor: Predictor) -> list[Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", default=FAMILIES)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    asked = parser.parse_args()
-    folder, failed = Path(tempfile.mkdtemp()), 0
-    data = columns(60)
-    train = write(folder / "train.csv", {name: cells[:40] for name, cells in data.items()})
-    validation = write(folder / "validation.csv", {name: cells[40:] for name, cells in data.items()})
-    for family in asked.families:
-        if reason := save(family, folder):
-            print(f"{family}: not made: {reason}", flush=True)
-            continue
-        for case in asked.cases:
-            found = run(family, case, folder, train, validation)
-            failed += found.startswith(("WRONG", "CRASHED", "NOT"))
-            print(f"{family}, {case}: {found}", flush=True)
-        shutil.rmtree(folder / family)
-    shutil.rmtree(folder)
-    return 1 if failed else 0
+    def prepare(folder: Path) -> Callable[[str, str], str]:
+        data = columns(60)
+        train = write(folder / "train.csv", {name: cells[:40] for name, cells in data.items()})
+        validation = write(folder / "validation.csv", {name: cells[40:] for name, cells in data.items()})
+        return lambda family, case: run(family, case, folder, train, validation)
+
+    return run_cases(__doc__, FAMILIES, list(CASES), ("WRONG", "CRASHED", "NOT"), save, prepare)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -79,24 +80,42 @@ def save(family: str, folder: Path) -> str | None:
     return None
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", default=CLASSIFIERS)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+def run_cases(
+    description: str | None, families: Sequence[str], cases: Sequence[str], failures: tuple[str, ...],
+    make: Callable[[str, Path], str | None], prepare: Callable[[Path], Callable[[str, str], str]],
+) -> int:  # fmt: skip
+    """Run the cases of the families that the command line names, print a line for each, and return the exit status.
+
+    Args:
+        failures: beginnings of the results that are failures.
+        make: saves a checkpoint of a family in a folder; returns the reason if it cannot be made.
+        prepare: writes the data into a folder; returns a function that runs a case for a family and returns its result.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", default=families)
+    parser.add_argument("--cases", nargs="+", default=list(cases), choices=list(cases))
     asked = parser.parse_args()
-    folder, crashed = Path(tempfile.mkdtemp()), 0
-    train = write(folder / "train.csv", sentiment_rows(40))
+    folder, failed = Path(tempfile.mkdtemp()), 0
+    run_case = prepare(folder)
     for family in asked.families:
-        if reason := save(family, folder):
+        if reason := make(family, folder):
             print(f"{family}: not made: {reason}", flush=True)
             continue
         for case in asked.cases:
-            found = run(family, case, folder, train)
-            crashed += found.startswith(("CRASHED", "WRONG"))
-            print(f"{family}, {case}: {found}", flush=True)
+            result = run_case(family, case)
+            failed += result.startswith(failures)
+            print(f"{family}, {case}: {result}", flush=True)
         shutil.rmtree(folder / family)
     shutil.rmtree(folder)
-    return 1 if crashed else 0
+    return 1 if failed else 0
+
+
+def main() -> int:
+    def prepare(folder: Path) -> Callable[[str, str], str]:
+        train = write(folder / "train.csv", sentiment_rows(40))
+        return lambda family, case: run(family, case, folder, train)
+
+    return run_cases(__doc__, CLASSIFIERS, list(CASES), ("CRASHED", "WRONG"), save, prepare)
 
 
 if __name__ == "__main__":
