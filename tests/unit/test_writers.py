@@ -45,6 +45,7 @@ ALLOWED = {
     "experiments/runs.py": "removes an unfinished run of its comparison; what a process prints goes to a file without a name",
     "experiments/run_server.py": "removes models of its comparison; writes into a file that `replacing` has made",
     "export/encoder_graph.py": "libraries write into a folder that `replacing_folder` has made",
+    "export/export_folder.py": "removes a graph from a folder that `replacing_folder` has made",
     "export/exporter.py": "libraries write into a folder that `replacing_folder` has made",
     "export/standalone.py": "removes a program from a folder that `replacing_folder` has made",
     "export/tokenizer_vocabulary.py": "libraries write into a private temporary folder",
