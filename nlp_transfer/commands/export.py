@@ -52,4 +52,5 @@ def command(
         from nlp_transfer.export.exporter import export_model
     from nlp_transfer.utils.console import say
 
-    say(f"the export is {export_model(model, to, precision, output, settings.get('data'), max_loss, overwrite).folder}")
+    data, task = settings.get("data"), settings.get("task")
+    say(f"the export is {export_model(model, to, precision, output, data, max_loss, overwrite, task).folder}")

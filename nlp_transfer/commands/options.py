@@ -66,7 +66,8 @@ BACKEND = click.option(
     type=click.Choice(["auto", "torch", "onnx", "openvino", "ctranslate2"]),
     default="auto",
     show_default=True,
-    help="The engine that runs the model. auto: the one that the folder was exported for, or torch.",
+    help="The engine that runs the model. auto: the one that the folder was exported for, or torch; and for large files on a "
+    "CPU, OpenVINO if it is installed.",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace existing output.")
 BATCH_SIZE = click.option("--batch-size", type=click.IntRange(min=1), help="Rows per batch.  [default: the fastest]")

@@ -11,17 +11,15 @@ import functools
 import hashlib
 import json
 import os
-import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import tokenizers
 import transformers
-from filelock import FileLock, Timeout
 from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 
@@ -30,15 +28,13 @@ from nlp_transfer.data.ragged import Ragged
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import Encode, Features, TokenTable, encode_rows, encoded_blocks
 from nlp_transfer.security.file_locks import remove
+from nlp_transfer.utils.cache_entries import locked, prune
 from nlp_transfer.utils.checksums import crc32_of
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import default_cache
 
 CachePolicy = Literal["auto", "disk", "none"]
 MIN_ROWS = 2000  # smaller tables are not cached by default: encoding takes 0.1 seconds, reading from the cache 0.01
-MAX_BYTES, MAX_ENTRIES = 8 * 2**30, 1000  # limits of the cache; the least recently used entries are removed first
-LOCK_TIMEOUT = 3600.0  # seconds to wait for another process that encodes the same rows
-DAY = 86400  # seconds
 META = "meta.json"
 
 
@@ -82,7 +78,7 @@ def cached_table(
             say(f"{name}: tokens found in {folder}")
             return table
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # tokens can be converted back to text
-        with _locked(folder, name):
+        with locked(folder, f"{name}: another process is encoding the same rows; waiting for it"):
             table = _read(folder)  # another process may have written the entry in the meantime
             if table is None:
                 _write(folder, rows, encode)
@@ -220,51 +216,3 @@ def _mapped(path: Path, dtype: Any, count: int) -> np.ndarray:
 def _texts(path: Path, rows: int) -> np.ndarray:
     with path.open("rb") as file:
         return np.fromiter((text for line in file for text in json.loads(line)), object, rows)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Lock an entry while it is encoded.
-
-    The lock only avoids duplicate work: on a timeout, or on a file system without locks, the block runs without it.
-    """
-    path = folder.with_name(f"{folder.name}.lock")
-    lock = FileLock(path)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"{name}: another process is encoding the same rows; waiting for it")
-            lock.acquire(timeout=LOCK_TIMEOUT)
-    except (Timeout, NotImplementedError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # before release, so that waiting processes do not need the file
-        lock.release()
-
-
-def prune(root: Path, newest: Path) -> None:
-    """Remove the least recently used entries beyond `MAX_ENTRIES` or `MAX_BYTES`, and unfinished ones older than a day.
-
-    Args:
-        root: Folder of the cache.
-        newest: The newest entry, which is not removed.
-    """
-    entries = []
-    for path in root.iterdir():
-        with contextlib.suppress(OSError):  # another process may be removing it
-            last_use = path.stat().st_mtime
-            if path.name.startswith(".") or path.suffix == ".lock":
-                if last_use < time.time() - DAY:
-                    remove(path)
-            elif path.is_dir():
-                entries.append((last_use, sum(file.stat().st_size for file in path.iterdir()), path))
-    total, number = sum(size for _, size, _ in entries), len(entries)
-    for _, size, path in sorted(entries):
-        if (total > MAX_BYTES or number > MAX_ENTRIES) and path != newest:
-            remove(path)
-            total, number = total - size, number - 1

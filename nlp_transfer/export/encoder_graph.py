@@ -21,11 +21,11 @@ from nlp_transfer.export.export_folder import (
     remove_intermediate,
 )
 from nlp_transfer.export.measurement import DIFFERENCE
-from nlp_transfer.export.onnx_graph import write_onnx
 from nlp_transfer.export.quantization import write_graph
 from nlp_transfer.inference.embedding import Embedder, load_embedder
 from nlp_transfer.models.checkpoint import Checkpoint
 from nlp_transfer.models.heads import EncoderHeadConfig
+from nlp_transfer.models.onnx_graph import write_onnx
 from nlp_transfer.saved_models.load import find_adapter, hub_adapter, quiet
 from nlp_transfer.saved_models.save import versions
 from nlp_transfer.settings.schema import DataConfig

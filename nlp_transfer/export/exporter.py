@@ -25,13 +25,13 @@ from nlp_transfer.export.export_folder import (
     remove_intermediate,
 )
 from nlp_transfer.export.measurement import Check, is_accepted, judge
-from nlp_transfer.export.onnx_graph import write_onnx
 from nlp_transfer.export.quantization import write_graph
 from nlp_transfer.export.standalone import write_standalone
 from nlp_transfer.inference.exported_generator import tokenizers_of
 from nlp_transfer.inference.exported_model import GRAPHS, INSTALL
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.predictor import Predictor
+from nlp_transfer.models.onnx_graph import write_onnx
 from nlp_transfer.models.verification.allowed import RECORD
 from nlp_transfer.run.recorded_splits import recorded_splits
 from nlp_transfer.saved_models.custom_models import is_built
@@ -75,6 +75,7 @@ def export_model(
     data: Mapping[str, Any] | None = None,
     max_loss: float = 0.005,
     overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Export:
     """Export a model to ONNX or OpenVINO, or to CTranslate2 if it generates text.
 
@@ -91,6 +92,7 @@ def export_model(
         max_loss: the largest loss of the task's metric that is accepted, as a share of its largest value: 0.005 are 0.5 points
             of BLEU or ROUGE, which go up to 100.
         overwrite: whether to replace an existing folder.
+        settings: task settings, such as column names or languages, which override the saved ones in the export, too.
 
     Raises:
         UserError: a package is missing, the model cannot be exported, there are no validation rows, or the export differs too
@@ -103,7 +105,7 @@ def export_model(
             report = write_encoder(model, partial, to, precision, data or {}, max_loss, PACKAGES[to])
             write_json(partial / REPORT, report)
         return Export(folder, report)
-    predictor = load_predictor(model, backend="torch")
+    predictor = load_predictor(model, backend="torch", settings=settings)
     if predictor.task.traits.generates != (to == "ctranslate2"):
         fitting = "ctranslate2" if predictor.task.traits.generates else "onnx, openvino"
         raise UserError(f"--to: found {to}; {model} is a {task_name(predictor.task)} model; allowed: {fitting}")

@@ -158,14 +158,15 @@ def find_graph(folder: Path, backend: str = "auto") -> tuple[str, Path] | None:
     Raises:
         UserError: The folder has no graph for the requested back end.
     """
-    if backend == "torch" or (backend == "auto" and any((folder / name).is_file() for name in WEIGHTS)):
+    has_weights = any((folder / name).is_file() for name in WEIGHTS)
+    if backend == "torch" or (backend == "auto" and has_weights):
         return None
     wanted = GRAPHS if backend == "auto" else {backend: GRAPHS[backend]}
     for name, graphs in wanted.items():
         for graph in graphs:
             if (folder / graph).is_file():
                 return name, folder / graph
-    if backend != "auto":
+    if backend != "auto" and not (backend == "openvino" and has_weights):  # which is converted to OpenVINO when it is loaded
         raise UserError(
             f"--backend {backend}: {folder} has no {' or '.join(GRAPHS[backend])}; allowed: a folder that "
             f"`nlp-transfer export RUN --to {backend}` wrote, or --backend auto"

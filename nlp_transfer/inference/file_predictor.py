@@ -17,15 +17,19 @@ from nlp_transfer.data.token_cache import tokenizer_fingerprint
 from nlp_transfer.data.unused_settings import unused_columns
 from nlp_transfer.inference import predictor as text_predictor
 from nlp_transfer.inference import translator
+from nlp_transfer.inference.compiled_model import compiled_if_possible
 from nlp_transfer.inference.loading import load_predictor
 from nlp_transfer.inference.output_journal import ChunkPredictions
 from nlp_transfer.inference.predictor import PRECISION, Predictor
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.device import inference_device
+from nlp_transfer.models.layers import weights_digest
 from nlp_transfer.tasks import task_name
 from nlp_transfer.tasks.common.text_generation import TextGenerationTask
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
+
+COMPILED_BYTES = 2_000_000  # size of a file; for smaller ones, converting the model takes longer than it saves
 
 
 def open_predictor(
@@ -54,7 +58,8 @@ class FilePredictor:
         beams: beam size of a model that generates text; None: the task's.
         processes: number of processes that each load the model.
         base: current location of the base model of an adapter; None: the recorded one.
-        backend: `torch`, `onnx`, `openvino`, `ctranslate2` or `auto`; see `load_predictor`.
+        backend: `torch`, `onnx`, `openvino`, `ctranslate2` or `auto`; see `load_predictor`. With `auto`, a trained model with a
+            head predicts large files on a CPU with OpenVINO, if it is installed.
 
     Raises:
         UserError: the model cannot be used or has another task, or several processes would share a GPU.
@@ -80,6 +85,8 @@ class FilePredictor:
                 "allowed: 1"
             )
         predictor = open_predictor(model, settings, batch_size, precision, base, backend)
+        if backend == "auto" and source.is_file() and source.stat().st_size >= COMPILED_BYTES:
+            predictor = compiled_if_possible(predictor)
         traits = predictor.task.traits
         if command != traits.command:
             raise UserError(f"{model}: is a {task_name(predictor.task)} model; use nlp-transfer {traits.command}")
@@ -122,7 +129,7 @@ class FilePredictor:
         generation = getattr(model, "generation_config", None)
         task = {f"task.{name}": value for name, value in predictor.task.document().items()}
         return {
-            "model": _digest([_weights(model), config, getattr(model, "peft_config", None)]),
+            "model": _digest([weights_digest(model), config, getattr(model, "peft_config", None)]),
             "generation settings": _digest(generation.to_dict() if generation else None),
             "tokenizer": _digest([_vocabulary(tokenizer) for tokenizer in tokenizers_used]),
             **{name: json.loads(_canonical(value)) for name, value in task.items()},
@@ -151,15 +158,6 @@ def _canonical(value: Any) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
-
-
-def _weights(model: torch.nn.Module) -> str:
-    """Return a digest of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _vocabulary(tokenizer: Any) -> Any:

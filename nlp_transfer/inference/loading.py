@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from nlp_transfer.data.sources import find_model
+from nlp_transfer.inference.compiled_model import compiled
 from nlp_transfer.inference.exported_generator import ExportedGenerator
-from nlp_transfer.inference.exported_model import Exported, ExportedModel, backend_precision, find_graph
+from nlp_transfer.inference.exported_model import GRAPHS, Exported, ExportedModel, backend_precision, find_graph
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.checkpoint import Checkpoint, check_head
@@ -28,6 +29,8 @@ from nlp_transfer.tasks import Task, task_from
 from nlp_transfer.tasks.common.saved_labels import check_schema, task_for_config
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import UserError
+
+BACKENDS = ("auto", "torch", *GRAPHS)
 
 
 def load_predictor(
@@ -55,13 +58,15 @@ def load_predictor(
             a saved model raise an error.
         base: current location of the base model that an adapter was trained on. None means the recorded location.
         task: the task or its class. Needed if the class cannot be imported by name, such as a class defined in a notebook.
-        backend: `torch`; `onnx`, `openvino` or `ctranslate2` for an exported folder; `auto`: what the folder contains.
+        backend: `torch`; `openvino` for an exported folder or for a trained model with a head, which is then converted once (see
+            `compiled`); `onnx` or `ctranslate2` for an exported folder; `auto`: what the folder contains.
 
     Raises:
         UserError: the model or the base of an adapter is missing or damaged, the precision or back end is not supported, or a
             setting is invalid.
     """
-    device: Any = inference_device()
+    if backend not in BACKENDS:
+        raise UserError(f"backend: found {backend!r}; allowed: {', '.join(BACKENDS)}")
     path = expand(model)
     kind = task if task is None or isinstance(task, type) else type(task)
     loaded: Any
@@ -80,14 +85,22 @@ def load_predictor(
         if graph := find_graph(Path(checkpoint.source.path), backend):
             precision = backend_precision(graph[0], precision)
             kind_of_export = ExportedGenerator if saved.traits.generates else ExportedModel
-            loaded, device = kind_of_export(checkpoint.config, *graph, precision), "cpu"
+            loaded = kind_of_export(checkpoint.config, *graph, precision)
         else:
             loaded = load_checkpoint(checkpoint, saved.traits.load_auto_class(), saved)
             check_built(loaded, saved, record, checkpoint.source.name)
     check_used(saved, scored=True)
-    if not isinstance(loaded, Exported):
-        precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
-    return Predictor(loaded.to(device), checkpoint.tokenizer, saved, batch_size, precision)
+    if isinstance(loaded, Exported):
+        return Predictor(loaded, checkpoint.tokenizer, saved, batch_size, precision)
+    if backend == "openvino":
+        return compiled(Predictor(loaded, checkpoint.tokenizer, saved, batch_size), precision)
+    if backend not in ("auto", "torch"):
+        raise UserError(
+            f"--backend {backend}: found an adapter; allowed: auto, torch or openvino; to use {backend}, export it first: "
+            f"nlp-transfer export {model} --to {backend}"
+        )
+    precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
+    return Predictor(loaded.to(inference_device()), checkpoint.tokenizer, saved, batch_size, precision)
 
 
 def load_translator(

@@ -1,5 +1,6 @@
 """The structure of a model: encoder, decoder, their layers in order, and which parameters are new."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,15 @@ def output_logits(outputs: Any) -> torch.Tensor:
         return torch.stack([outputs.start_logits, outputs.end_logits], -1)
     logits: torch.Tensor = outputs.logits
     return logits
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a SHA-256 digest of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def place_end_tokens(model: nn.Module, ids: torch.Tensor, position: int = -1) -> torch.Tensor:

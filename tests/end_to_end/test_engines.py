@@ -163,7 +163,7 @@ def test_exported_regression_predicts_numbers(tiny: dict[str, Path], tmp_path: P
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         from nlp_transfer.export import exporter as module
-        from nlp_transfer.export.onnx_graph import write_onnx
+        from nlp_transfer.models.onnx_graph import write_onnx
 
         patch.setattr(module, "write_onnx", write_onnx)
         folder = export_model(done.output_dir, "openvino").folder

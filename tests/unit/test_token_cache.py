@@ -23,6 +23,7 @@ from nlp_transfer.data.tokens import Features, TokenTable, encode_rows, tokenize
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import Task, encode_table, task_from
 from nlp_transfer.tasks.text_classification import TextClassification
+from nlp_transfer.utils import cache_entries
 from nlp_transfer.utils.errors import Problems
 from tests import builders
 from tests.builders import opened, sentiment_rows, write
@@ -324,7 +325,7 @@ def test_two_that_write_at_once_leave_one_whole_entry(
     def no_locks(*_: object, **__: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(token_cache.FileLock, "acquire", no_locks)
+    monkeypatch.setattr(cache_entries.FileLock, "acquire", no_locks)
     tables = []
 
     def work() -> None:
@@ -347,7 +348,7 @@ def test_the_least_recently_used_make_room(
     held = encode_table(task, tables[0], tokenizer, "disk")
     (oldest,) = entries(root)
     size = sum(path.stat().st_size for path in oldest.iterdir())
-    monkeypatch.setattr(token_cache, "MAX_BYTES", int(3.3 * size))
+    monkeypatch.setattr(cache_entries, "MAX_BYTES", int(3.3 * size))
     encode_table(task, tables[1], tokenizer, "disk")
     (second,) = set(entries(root)) - {oldest}
     encode_table(task, tables[2], tokenizer, "disk")
@@ -363,12 +364,12 @@ def test_the_least_recently_used_make_room(
     assert second.exists()
     assert not left_behind.exists()
     same(encode_table(task, tables[0], tokenizer, "none"), held)  # who has it open keeps it
-    monkeypatch.setattr(token_cache, "MAX_BYTES", 0)
+    monkeypatch.setattr(cache_entries, "MAX_BYTES", 0)
     found = encode_table(task, rows_of(70), tokenizer, "disk")
     assert len(entries(root)) == 1, "the newest alone"
     same(encode_table(task, rows_of(70), tokenizer, "none"), found)
-    monkeypatch.setattr(token_cache, "MAX_BYTES", 2**30)
-    monkeypatch.setattr(token_cache, "MAX_ENTRIES", 2)
+    monkeypatch.setattr(cache_entries, "MAX_BYTES", 2**30)
+    monkeypatch.setattr(cache_entries, "MAX_ENTRIES", 2)
     for count in (71, 72, 73):
         encode_table(task, rows_of(count), tokenizer, "disk")
     assert len(entries(root)) == 2

@@ -61,6 +61,8 @@ ALLOWED = {
     "models/verification/model_files.py": "the private temporary folder that libraries read a model from",
     "data/sources/file_reading.py": "opens for reading, without waiting for a pipe",
     "data/sources/text_columns.py": "a temporary file without a name",
+    "inference/compiled_model.py": "writes into a folder that `replacing_folder` has made, and removes a file from it",
+    "utils/cache_entries.py": "removes its own lock and the oldest entries of the user's cache",
     "inference/standard_streams.py": "standard output, and temporary files that nobody else can name",
     "utils/environment.py": "tries where the user may write; temporary folders; the null device",
     "run/final_model.py": "a temporary folder for what other processes than the first one save",

@@ -21,6 +21,7 @@ class Setting:
     repeats: int = 3
     quick: bool = False
     steps: int | None = None
+    rows: int | None = None
     model: str = MINILM
     banking77: str | None = None
     bbc: str = BBC

@@ -9,5 +9,8 @@ channel = Channel()
 settings = channel.settings
 # Those of the run, under which its columns may have other names.
 serve_translations(
-    channel, load_translator(settings["run"], settings={"beams": settings["beams"]}, **settings.get("options", {}))
+    channel,
+    load_translator(
+        settings["run"], settings={"beams": settings["beams"], **settings.get("task", {})}, **settings.get("options", {})
+    ),
 )

@@ -43,7 +43,7 @@ def turn(request: dict[str, Any]) -> dict[str, Any]:
     lengths = np.array([len(ids) for ids in found["input_ids"]], float)
     config = checkpoint.config
     return {
-        "files": files, "rows": rows, "model": str(checkpoint.source.path),
+        "files": files, "rows": rows, "model": str(checkpoint.source.path), "max_length": request["max_length"],
         "mean_tokens": float(lengths.mean()), "mean_square": float((lengths**2).mean()),
         "hidden": config.hidden_size, "inner": config.intermediate_size, "layers": config.num_hidden_layers,
     }  # fmt: skip

@@ -16,13 +16,14 @@ torch.set_num_threads(settings["threads"])
 asked = {"dtype": getattr(torch, settings["dtype"])} if settings.get("dtype") else {}
 classify: Any = pipeline("text-classification", settings["model"], device="cpu", **asked)
 texts = texts_of(settings["test"], settings.get("rows"))
-options = {"batch_size": settings["batch_size"]} if settings.get("batch_size") else {}
+options = {"truncation": True, "max_length": settings["max_length"]}
+options |= {"batch_size": settings["batch_size"]} if settings.get("batch_size") else {}
 classify(texts[:64], **options)
 
 
 def turn(request: dict[str, Any]) -> dict[str, Any]:
     if request.get("probabilities"):
-        answers = classify(texts, batch_size=32, top_k=None)
+        answers = classify(texts, top_k=None, **options | {"batch_size": 32})
         found = [{one["label"]: one["score"] for one in row} for row in answers]
         return {"probabilities": [[row[label] for label in request["labels"]] for row in found]}
     began = time.perf_counter()

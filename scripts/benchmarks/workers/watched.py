@@ -7,19 +7,20 @@ from typing import Any
 from protocol import Channel
 from workers.clock import Turns
 
-story: Any = importlib.import_module("nlp_transfer.fine_tune")
+from nlp_transfer import fine_tune
+
+stages: Any = importlib.import_module("nlp_transfer.run.stages")  # which makes the trainer
 
 
 def watch(look: Callable[[Any], object]) -> Callable[..., Any]:
     """Return `fine_tune`, which calls `look` with each trainer before training."""
 
-    class Watched(story.Trainer):
+    class Watched(stages.Trainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             look(self)
 
-    story.Trainer = Watched
-    fine_tune: Callable[..., Any] = story.fine_tune
+    stages.Trainer = Watched
     return fine_tune
 
 
