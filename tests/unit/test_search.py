@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import LogitsProcessorList
+from transformers.generation import logits_process
 
 from nlp_transfer.data.sources.rows import from_columns
+from nlp_transfer.models.seq2seq.candidates import best_candidates
 from nlp_transfer.models.seq2seq.generation import LengthLimit, configure_search, generate
+from nlp_transfer.models.seq2seq.logits_processors import suppressed_tokens
 from nlp_transfer.settings.schema import TrainingConfig
 from nlp_transfer.tasks import task_from
 from tests.builders import opened
@@ -101,3 +104,36 @@ def _both(model: Any, tokenizers: Any, settings: dict[str, Any], pull: float) ->
     finally:
         model.generation_config = before
     return tuple([_up_to_end(row, tokenizers.end) for row in ids.tolist()] for ids in (found, wanted))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("vocabulary", [7, 64, 200, 1000])
+@pytest.mark.parametrize("suppressed", [[], [0, 3, 5]])
+def test_best_candidates_are_those_of_the_whole_vocabulary(vocabulary: int, suppressed: list[int]) -> None:
+    rows, beams, count = 4, 3, 6
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 5 * torch.randn(rows * beams, vocabulary, generator=generator)
+    open_scores = -torch.rand(rows, beams, generator=generator)
+    scores = logits.log_softmax(-1)
+    scores[:, suppressed] = -torch.inf
+    expected, indices = (scores.view(rows, beams, -1) + open_scores[:, :, None]).flatten(1).topk(count)
+    found, parents, tokens = best_candidates(logits.clone(), open_scores, count, suppressed)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(parents * vocabulary + tokens, indices)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_candidates_of_broken_logits_are_refused(value: float) -> None:
+    logits = torch.zeros(2, 100)
+    logits[1, 99] = value
+    with pytest.raises(FloatingPointError):
+        best_candidates(logits, torch.zeros(1, 2), 4, [])
+
+
+def test_only_suppressed_tokens_and_limits_need_no_whole_vocabulary() -> None:
+    limit = LengthLimit(LIMITS, 2, end=1)
+    banned = logits_process.NoBadWordsLogitsProcessor([[7]], eos_token_id=1)
+    forced = [logits_process.ForcedBOSTokenLogitsProcessor(5), logits_process.ForcedEOSTokenLogitsProcessor(9, 1)]
+    suppressed = logits_process.SuppressTokensLogitsProcessor([3, 4])
+    assert suppressed_tokens([limit, banned, suppressed, *forced]) == [7, 3, 4]
+    assert suppressed_tokens([limit, logits_process.NoBadWordsLogitsProcessor([[7, 8]], eos_token_id=1)]) is None
+    assert suppressed_tokens([limit, logits_process.RepetitionPenaltyLogitsProcessor(1.2)]) is None

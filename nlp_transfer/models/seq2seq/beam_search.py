@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from transformers import EncoderDecoderCache
 
+from nlp_transfer.models.seq2seq.candidates import best_candidates, check_finite
+from nlp_transfer.models.seq2seq.logits_processors import LengthLimit, suppressed_tokens
+
 WORST_SCORE = -1e9  # below all other scores
 REMOVE_SHARE = 8  # finished rows are removed once at least 1/8 of the batch is finished
 
@@ -38,25 +41,27 @@ class DecoderState:
         self.rows = torch.arange(len(states), device=states.device)
         self.targets: list[torch.Tensor] = [self.rows] * len(states)
 
-    def next_scores(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Compute the logits of the next token.
+    def next_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of the next token, of shape (rows, vocabulary), in the precision of the model.
 
         Args:
             tokens: the last token of each row, int64 of shape (rows, 1).
-
-        Returns:
-            float32 of shape (rows, vocabulary).
-
-        Raises:
-            FloatingPointError: the logits of a row are NaN or infinite.
         """
         outputs = self.model(
             encoder_outputs=self.output(last_hidden_state=self.states), attention_mask=self.mask, decoder_input_ids=tokens,
             past_key_values=self.cache, use_cache=True, return_dict=True,
         )  # fmt: skip
-        scores: torch.Tensor = outputs.logits[:, -1].float()
-        if not bool(torch.isfinite(scores.amax(-1)).all()):  # the maximum of a row with a NaN is NaN
-            raise FloatingPointError("the scores of the next token are NaN or infinite")
+        logits: torch.Tensor = outputs.logits[:, -1]
+        return logits
+
+    def next_scores(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of the next token, float32 of shape (rows, vocabulary).
+
+        Raises:
+            FloatingPointError: the logits of a row are NaN or infinite.
+        """
+        scores = self.next_logits(tokens).float()
+        check_finite(scores.amax(-1))  # the maximum of a row with a NaN is NaN
         return scores
 
     def expand_beams(self) -> None:
@@ -154,16 +159,20 @@ def _beam_search(
     finished = torch.full((count, beams), WORST_SCORE, device=device)  # scores of the finished targets
     is_finished = torch.zeros((count, beams), dtype=torch.bool, device=device)
     done = torch.zeros(count, dtype=torch.bool, device=device)
+    limits, suppressed = [one for one in processors if isinstance(one, LengthLimit)], suppressed_tokens(processors)
     first_scores = decoder.next_scores(ids[::beams, -1:]).repeat_interleave(beams, 0)
     decoder.expand_beams()
     while len(done):
         length = open_ids.shape[2]
         flat_ids = open_ids.reshape(-1, length)
-        logits = first_scores if length == prompt else decoder.next_scores(flat_ids[:, -1:])
-        scores = processors(flat_ids, logits.log_softmax(-1)).view(len(done), beams, -1) + open_scores[:, :, None]
-        vocabulary = scores.shape[2]
-        top_scores, top_indices = scores.flatten(1).topk(candidates)
-        parents, tokens = top_indices // vocabulary, top_indices % vocabulary
+        if suppressed is None or length == prompt or any(limit.is_reached(length) for limit in limits):
+            logits = first_scores if length == prompt else decoder.next_scores(flat_ids[:, -1:])
+            scores = processors(flat_ids, logits.log_softmax(-1)).view(len(done), beams, -1) + open_scores[:, :, None]
+            top_scores, top_indices = scores.flatten(1).topk(candidates)
+            parents, tokens = top_indices // scores.shape[2], top_indices % scores.shape[2]
+        else:
+            logits = decoder.next_logits(flat_ids[:, -1:])
+            top_scores, parents, tokens = best_candidates(logits, open_scores, candidates, suppressed)
         is_end = torch.isin(tokens, ends)
 
         # Candidates among the best `beams` that end become finished targets, unless the row is done.

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EncoderDecoderCache, LogitsProcessor, LogitsProcessorList
-from transformers.generation import logits_process
+from transformers import EncoderDecoderCache, LogitsProcessorList
 
 from nlp_transfer.data.ragged import Ragged
 from nlp_transfer.data.windows import inference_batches
 from nlp_transfer.models.seq2seq.beam_search import search
+from nlp_transfer.models.seq2seq.logits_processors import STATELESS_PROCESSORS, LengthLimit
 from nlp_transfer.models.seq2seq.long_texts import join_pieces, split_text
 from nlp_transfer.models.seq2seq.tokenizer_pair import TokenizerPair
 from nlp_transfer.utils.errors import UserError, shorten
@@ -31,50 +31,6 @@ TOKENIZED_CHARACTERS = 1 << 18  # maximum characters in one call of the tokenize
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | dict.fromkeys(
     ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 )
-
-# Logits processors without per-row state, so finished rows can be removed from the batch.
-STATELESS_PROCESSORS = (
-    logits_process.ExponentialDecayLengthPenalty,
-    logits_process.ForcedBOSTokenLogitsProcessor,
-    logits_process.ForcedEOSTokenLogitsProcessor,
-    logits_process.InfNanRemoveLogitsProcessor,
-    logits_process.MinLengthLogitsProcessor,
-    logits_process.MinNewTokensLengthLogitsProcessor,
-    logits_process.NoRepeatNGramLogitsProcessor,
-    logits_process.RepetitionPenaltyLogitsProcessor,
-    logits_process.SequenceBiasLogitsProcessor,  # also the base class of NoBadWordsLogitsProcessor
-    logits_process.SuppressTokensLogitsProcessor,
-    logits_process.SuppressTokensAtBeginLogitsProcessor,
-)
-
-
-class LengthLimit(LogitsProcessor):
-    """Logits processor that ends each row at a separate maximum length.
-
-    `generate` has a single limit for the batch. Without this processor, a row that does not generate an end token would become
-    longer in a batch with longer rows.
-
-    Args:
-        limits: int64 of shape (rows,).
-        beams: number of beams in each row.
-        end: id of the end token.
-    """
-
-    def __init__(self, limits: torch.Tensor, beams: int, end: int) -> None:
-        self.limits, self.end = limits.repeat_interleave(beams), end
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Process scores of shape (rows x beams, vocabulary). The start token does not count toward the limit."""
-        at_limit = input_ids.shape[1] >= self.limits
-        if not bool(at_limit.any()):
-            return scores
-        only_end = torch.full_like(scores, -torch.inf)
-        only_end[:, self.end] = 0.0
-        return torch.where(at_limit[:, None], only_end, scores)
-
-    def select_rows(self, rows: torch.Tensor) -> None:
-        """Keep only the limits of these rows x beams (int64 indices)."""
-        self.limits = self.limits[rows]
 
 
 def configure_search(settings: Any, beams: int, length_penalty: float) -> None:
