@@ -42,7 +42,7 @@ from nlp_transfer.tasks import task_name
 from nlp_transfer.utils.atomic_files import replacing_folder, write_json
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
-from nlp_transfer.utils.errors import Problems, UserError, first_line
+from nlp_transfer.utils.errors import Problems, UserError
 
 REPORT = "export.json"
 CHECKED_ROWS, GENERATED_ROWS = 2000, 200
@@ -136,16 +136,7 @@ def _write_head_model(
     for keep_sensitive in (False, True) if precision == "int8" else (False,):
         write_graph(onnx, graph, precision, samples, keep_sensitive)
         exported = load_predictor(folder, backend=to)
-        try:
-            measured = check.measure(exported)
-        except UserError:
-            raise
-        except Exception as error:  # the engines raise errors of many types
-            raise UserError(
-                f"export: {to} cannot compute the graph of this {predictor.model.config.model_type} model ({first_line(error)}); "
-                "allowed: another engine, another model family, or prediction without an export; nothing was written"
-            ) from error
-        report = check.report(predictor, trained, measured, to, precision, PACKAGES[to])
+        report = check.report(predictor, trained, check.measure(exported), to, precision, PACKAGES[to])
         report["fp32_layers"] = "the projections down from the feed-forward layers" if keep_sensitive else None
         if is_accepted(report) or precision != "int8" or keep_sensitive:
             break
