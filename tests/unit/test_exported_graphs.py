@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from nlp_transfer.export.measurement import judge, logit_difference
 from nlp_transfer.export.onnx_graph import write_onnx
+from nlp_transfer.export.quantization import write_graph
 from nlp_transfer.inference.exported_model import ExportedModel
 from nlp_transfer.models.compatibility import add_padding_hooks
 from tests.builders import refused
@@ -71,6 +72,20 @@ def test_graph_is_equal_for_any_number_of_rows_and_tokens(name: str, tmp_path: P
         with torch.inference_mode():
             expected, found = model(**batch(lengths))["logits"], exported(**batch(lengths)).logits
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_table_with_one_row_is_loaded_in_int8(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    model = family("roberta", num_hidden_layers=1)
+    assert len(model.roberta.embeddings.token_type_embeddings.weight) == 1
+    write_onnx(model, batch(LENGTHS[0]), tmp_path / "model.onnx")
+    samples = [{name: ids.numpy() for name, ids in batch([length]).items()} for length in (5, 9, 12)]
+    write_graph(tmp_path / "model.onnx", tmp_path / "model.xml", "int8", samples)
+    assert b'element_type="i8"' in (tmp_path / "model.xml").read_bytes()
+    exported = ExportedModel(model.config, "openvino", tmp_path / "model.xml", "fp32")
+    with torch.inference_mode():
+        expected, found = model(**batch(LENGTHS[3])).logits, exported(**batch(LENGTHS[3])).logits
+    np.testing.assert_allclose(found, expected, atol=0.1)
 
 
 def test_graph_for_one_number_of_tokens_is_refused(tmp_path: Path) -> None:
