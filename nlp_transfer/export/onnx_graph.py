@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.models.sdpa import attention_for_fp32, attention_of
 from nlp_transfer.utils.errors import UserError, first_line
 
@@ -21,7 +22,8 @@ class _ExportableCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute the function."""
-        kwargs, name, tensor = kwargs or {}, getattr(func, "__name__", ""), args[0] if args else None
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        tensor: Any = args[0] if args else None
         if name == "squeeze" and len(args) == 1 and not kwargs:
             # Without axes, the graph of mBART would also remove the axis of the rows in a batch of one row.
             return tensor.squeeze([axis for axis, size in enumerate(tensor.shape) if size == 1])
@@ -69,7 +71,7 @@ def write_onnx(model: Any, inputs: Mapping[str, torch.Tensor], path: Path) -> No
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise UserError(
-                f"export: the {model.config.model_type} model cannot be converted to ONNX ({type(cause).__name__}: "
+                f"export: the {encoder_type(model.config)} model cannot be converted to ONNX ({type(cause).__name__}: "
                 f"{first_line(cause)}); allowed: another model family, or prediction without an export; nothing was written"
             ) from error
     _check_shapes(model, path)
@@ -93,7 +95,7 @@ def _check_shapes(model: Any, path: Path) -> None:
     if fixed := {name: shape for name, shape in shapes.items() if any(isinstance(axis, int) for axis in shape)}:
         name, shape = next(iter(fixed.items()))
         raise UserError(
-            f"export: the graph of this {model.config.model_type} model accepts {name} of shape {tuple(shape)} only, not any "
+            f"export: the graph of this {encoder_type(model.config)} model accepts {name} of shape {tuple(shape)} only, not any "
             "number of rows and tokens; allowed: another model family, or prediction without an export; nothing was written"
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nlp_transfer.models.device import resolve_precision
+from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.models.verification.allowed import WEIGHTS
 from nlp_transfer.utils.errors import UserError, first_line
@@ -155,10 +156,10 @@ class ExportedModel(Exported):
         except Exception as error:  # the engines raise errors of many types
             if is_out_of_memory(error):
                 raise
-            shape = tuple(next(iter(arrays.values())).shape)
+            family, shape = encoder_type(self.config), tuple(next(iter(arrays.values())).shape)
             raise UserError(
-                f"export: {self.backend} cannot compute a batch of shape {shape} with the graph of this {self.config.model_type} "
-                f"model: {_reason(error)}; allowed: another engine, another model family, or prediction without an export"
+                f"export: {self.backend} cannot compute a batch of shape {shape} with the graph of this {family} model: "
+                f"{_reason(error)}; allowed: another engine, another model family, or prediction without an export"
             ) from error
         tensors = (torch.from_numpy(array).float() for array in computed)
         outputs = dict(zip(self.engine.outputs, tensors, strict=True))
