@@ -21,6 +21,7 @@ from nlp_transfer.export.export_folder import (
     draw,
     graph_bytes,
     graph_paths,
+    new_folder,
     output_folder,
     remove_intermediate,
 )
@@ -39,7 +40,7 @@ from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.saved_models.save import record
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import task_name
-from nlp_transfer.utils.atomic_files import replacing_folder, write_json
+from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import Problems, UserError
@@ -99,7 +100,7 @@ def export_model(
     _check(to, precision)
     folder = output_folder(model, f"{to}-{precision}", REPORT, output, overwrite)
     if to != "ctranslate2" and is_encoder(model):
-        with replacing_folder(folder) as partial:
+        with new_folder(folder) as partial:
             report = write_encoder(model, partial, to, precision, data or {}, max_loss, PACKAGES[to])
             write_json(partial / REPORT, report)
         return Export(folder, report)
@@ -110,7 +111,7 @@ def export_model(
     calibration, validation = _rows(model, dict(data or {}), predictor)
     check = Check.of(predictor, validation, max_loss)
     say(f"exporting to {to} in {precision}; the export is compared with the trained model on {len(validation):,} rows")
-    with replacing_folder(folder) as partial:
+    with new_folder(folder) as partial:
         _write_files(predictor, partial)
         if to == "ctranslate2":
             graph, trained = partial / GRAPHS[to][0], check.measure(predictor)

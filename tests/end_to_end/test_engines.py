@@ -119,8 +119,8 @@ def test_lossy_export_is_refused(trained: Any, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(module, "write_graph", damaged)
     with refused("validation rows", "--max-loss"):
-        export_model(trained.output_dir, "onnx", output=tmp_path / "export", max_loss=0)
-    assert not (tmp_path / "export").exists()
+        export_model(trained.output_dir, "onnx", output=tmp_path / "exports" / "export", max_loss=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals_name_what_is_allowed(trained: Any, exports: dict[str, Any], tmp_path: Path) -> None:
