@@ -1,5 +1,7 @@
 """What all exports share: the folder that is written, the file of the graph, the rows that are drawn, heads of pretraining."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import TokenTable, model_inputs
 from nlp_transfer.inference.exported_model import GRAPHS
+from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import UserError
 
@@ -15,7 +18,7 @@ CALIBRATION_ROWS = 300
 
 
 def output_folder(model: str | Path, name: str, report: str, output: str | Path | None, overwrite: bool) -> Path:
-    """Return the folder to write, and create its parent.
+    """Return the folder to write.
 
     Args:
         name: name of the folder in `exports` of the run, if `output` is None.
@@ -32,8 +35,22 @@ def output_folder(model: str | Path, name: str, report: str, output: str | Path 
         raise UserError(f"--output: {folder} already exists; allowed: another folder, or --overwrite to replace it")
     if folder.exists() and not (folder / report).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output: {folder} has no {report}, so it is not replaced; allowed: another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder that replaces `folder` at the end of the block. After an error nothing is left, also no parent folder."""
+    had_parent = folder.parent.is_dir()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing_folder(folder) as partial:
+            yield partial
+    except BaseException:
+        if not had_parent:
+            with suppress(OSError):  # another export may have written there
+                folder.parent.rmdir()
+        raise
 
 
 def graph_paths(folder: Path, to: str, precision: str) -> tuple[Path, Path]:

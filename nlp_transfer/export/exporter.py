@@ -21,6 +21,7 @@ from nlp_transfer.export.export_folder import (
     draw,
     graph_bytes,
     graph_paths,
+    new_folder,
     output_folder,
     remove_intermediate,
 )
@@ -39,10 +40,10 @@ from nlp_transfer.saved_models.load import quiet
 from nlp_transfer.saved_models.save import record
 from nlp_transfer.settings.schema import DataConfig
 from nlp_transfer.tasks import task_name
-from nlp_transfer.utils.atomic_files import replacing_folder, write_json
+from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.console import say
 from nlp_transfer.utils.environment import expand
-from nlp_transfer.utils.errors import Problems, UserError, first_line
+from nlp_transfer.utils.errors import Problems, UserError
 
 REPORT = "export.json"
 CHECKED_ROWS, GENERATED_ROWS = 2000, 200
@@ -101,7 +102,7 @@ def export_model(
     _check(to, precision)
     folder = output_folder(model, f"{to}-{precision}", REPORT, output, overwrite)
     if to != "ctranslate2" and is_encoder(model):
-        with replacing_folder(folder) as partial:
+        with new_folder(folder) as partial:
             report = write_encoder(model, partial, to, precision, data or {}, max_loss, PACKAGES[to])
             write_json(partial / REPORT, report)
         return Export(folder, report)
@@ -112,7 +113,7 @@ def export_model(
     calibration, validation = _rows(model, dict(data or {}), predictor)
     check = Check.of(predictor, validation, max_loss)
     say(f"exporting to {to} in {precision}; the export is compared with the trained model on {len(validation):,} rows")
-    with replacing_folder(folder) as partial:
+    with new_folder(folder) as partial:
         _write_files(predictor, partial)
         if to == "ctranslate2":
             graph, trained = partial / GRAPHS[to][0], check.measure(predictor)
@@ -138,16 +139,7 @@ def _write_head_model(
     for keep_sensitive in (False, True) if precision == "int8" else (False,):
         write_graph(onnx, graph, precision, samples, keep_sensitive)
         exported = load_predictor(folder, backend=to)
-        try:
-            measured = check.measure(exported)
-        except UserError:
-            raise
-        except Exception as error:  # the engines raise errors of many types
-            raise UserError(
-                f"export: {to} cannot compute the graph of this {predictor.model.config.model_type} model ({first_line(error)}); "
-                "allowed: another engine, another model family, or prediction without an export; nothing was written"
-            ) from error
-        report = check.report(predictor, trained, measured, to, precision, PACKAGES[to])
+        report = check.report(predictor, trained, check.measure(exported), to, precision, PACKAGES[to])
         report["fp32_layers"] = "the projections down from the feed-forward layers" if keep_sensitive else None
         if is_accepted(report) or precision != "int8" or keep_sensitive:
             break

@@ -20,6 +20,7 @@ from nlp_transfer.tasks import Arrays
 from nlp_transfer.utils.console import percent, say
 from nlp_transfer.utils.errors import UserError
 
+MASKED = 1e4  # logits of at least this size mean that a token is masked
 DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-2}  # largest relative difference of the logits; int8 is judged by the metric alone
 
 
@@ -98,9 +99,25 @@ class Check:
             "versions": versions() | {name: version(name) for name in packages},
         }
         if trained.logits is not None and exported.logits is not None:
-            largest_logit = max(1.0, np.abs(trained.logits).max())
-            report["logit_difference"] = float(np.abs(trained.logits - exported.logits).max() / largest_logit)
+            report["logit_difference"] = logit_difference(trained.logits, exported.logits)
         return report
+
+
+def logit_difference(expected: np.ndarray, found: np.ndarray, smallest: float = 1.0) -> float:
+    """Return the largest difference of logits, relative to the largest logit; infinite if there are more or fewer of them.
+
+    Logits that mask tokens, such as -1e6 in BigBird's answers, do not count as the largest. They are compared with themselves.
+
+    Args:
+        smallest: differences are relative to this number if all logits are smaller.
+    """
+    if expected.shape != found.shape:
+        return float("inf")
+    size = np.abs(expected)
+    largest = size[size < MASKED].max(initial=smallest)
+    with np.errstate(invalid="ignore"):  # infinite logits
+        differences = np.where(expected == found, 0.0, np.abs(expected - found) / np.where(size < MASKED, largest, size))
+    return float(differences.max(initial=0.0))
 
 
 def metric_of(predictor: Predictor) -> str:
@@ -134,10 +151,11 @@ def judge(report: Mapping[str, Any]) -> None:
             f"{report['exported']:.4f} in {precision}, a loss of {loss:.4f}; allowed: {allowed:g}, or more with --max-loss; "
             "nothing was written"
         )
-    if (difference := report.get("logit_difference", 0.0)) > DIFFERENCE.get(precision, float("inf")):
+    difference = report.get("logit_difference", 0.0)
+    if precision in DIFFERENCE and not difference <= DIFFERENCE[precision]:  # NaN is not
         raise UserError(
-            f"export: the logits of the exported model differ by {difference:.2g} from those of the trained model; allowed: "
-            f"{DIFFERENCE[precision]:g} in {precision}; nothing was written"
+            f"export: the logits that {report['to']} computes differ by {difference:.2g} from those of the trained model; "
+            f"allowed: {DIFFERENCE[precision]:g} in {precision}, another engine, or another model family; nothing was written"
         )
     unit = next(name for name in ("rows", "tokens") if f"{name}_per_second" in report)
     speed = report[f"{unit}_per_second"]

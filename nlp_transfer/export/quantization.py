@@ -48,11 +48,26 @@ def sensitive_layers(onnx: Path) -> list[str]:
     return [name for name, shape in layers if len(shape) == 2 and shape[0] > shape[1]]
 
 
+def _single_embeddings(model: Any) -> list[str]:
+    """Return the names of the lookups in tables of one row, such as the token types of RoBERTa.
+
+    OpenVINO replaces these lookups by a constant, and cannot load the graph if the row is quantized.
+    """
+    lookups = [node for node in model.get_ops() if node.get_type_name() == "Gather"]
+    shapes = [node.input(0).get_partial_shape() for node in lookups]
+    return [
+        node.get_friendly_name()
+        for node, shape in zip(lookups, shapes, strict=True)
+        if shape.is_static and len(shape) == 2 and shape.to_shape()[0] == 1
+    ]
+
+
 def _calibrated(model: Any, samples: Sequence[Inputs], excluded: list[str]) -> Any:
     """Return an OpenVINO model with static quantization: a scale per channel of the weights, and calibrated activations."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    excluded = excluded + _single_embeddings(model)
     return nncf.quantize(
         model,
         nncf.Dataset(list(samples)),

@@ -18,7 +18,7 @@ from nlp_transfer.data.sources import find_model
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export.covered_texts import TextReader, token_ids
-from nlp_transfer.export.export_folder import PRETRAINING, output_folder
+from nlp_transfer.export.export_folder import PRETRAINING, new_folder, output_folder
 from nlp_transfer.export.tokenizer_vocabulary import check_kind, replace_document, trimmed, without_limits
 from nlp_transfer.export.vocabulary_rows import configured_ids, keep_rows, parameter_size
 from nlp_transfer.inference.batched_prediction import predict_table
@@ -30,7 +30,7 @@ from nlp_transfer.saved_models.custom_models import is_built
 from nlp_transfer.saved_models.load import find_adapter, hub_adapter, quiet
 from nlp_transfer.saved_models.save import UnfaithfulError, is_adapted, save_model, versions
 from nlp_transfer.tasks import Task, encode_table
-from nlp_transfer.utils.atomic_files import replacing_folder, write_json
+from nlp_transfer.utils.atomic_files import write_json
 from nlp_transfer.utils.console import Steps, percent, say
 from nlp_transfer.utils.environment import expand
 from nlp_transfer.utils.errors import UserError
@@ -150,7 +150,7 @@ def trim_vocabulary(
         "tokens": {"before": len(vocabulary), "after": len(kept), "share": len(kept) / len(vocabulary)},
         **{name: {"before": before[name], "after": after[name]} for name in before},
     }
-    with replacing_folder(folder) as partial:
+    with new_folder(folder) as partial:
         _save(opened, tokenizer, probe, partial, str(model), report)
         saved = _open(str(partial))
         report["output_difference"] = _difference(outputs, saved.outputs(checked))

@@ -61,6 +61,8 @@ class Embedder:
             UserError: an input is empty or not a text, or a column is missing.
         """
         rows, _ = read_inputs(inputs, self.columns)
+        if len(rows) == 0:
+            return np.zeros((0, self.encoder.config.hidden_size), np.float32)
         return self.vectors(self.encode(rows))
 
     def encode(self, rows: Rows) -> TokenTable:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from nlp_transfer.models.device import resolve_precision
+from nlp_transfer.models.layers import encoder_type
+from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.models.verification.allowed import WEIGHTS
 from nlp_transfer.utils.errors import UserError, first_line
 
@@ -98,10 +100,15 @@ def opening(backend: str, graph: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the engines raise errors of many types
-        # OpenVINO lists the places in its source first.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
-        reason = lines[0] if lines else first_line(error)
-        raise UserError(f"{graph}: cannot be loaded: {reason}; allowed: a new export, or one for another engine") from error
+        raise UserError(
+            f"{graph}: cannot be loaded: {_reason(error)}; allowed: a new export, or one for another engine"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error that is no place in the source of OpenVINO."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+    return lines[0] if lines else first_line(error)
 
 
 class Exported(nn.Module):
@@ -144,7 +151,17 @@ class ExportedModel(Exported):
     def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
         """Return the outputs by name, fp32 tensors; for classifiers, these are `logits`."""
         arrays = {name: inputs[name].long().numpy() for name in self.engine.inputs}
-        tensors = (torch.from_numpy(array).float() for array in self.engine.run(arrays))
+        try:
+            computed = self.engine.run(arrays)
+        except Exception as error:  # the engines raise errors of many types
+            if is_out_of_memory(error):
+                raise
+            family, shape = encoder_type(self.config), tuple(next(iter(arrays.values())).shape)
+            raise UserError(
+                f"export: {self.backend} cannot compute a batch of shape {shape} with the graph of this {family} model: "
+                f"{_reason(error)}; allowed: another engine, another model family, or prediction without an export"
+            ) from error
+        tensors = (torch.from_numpy(array).float() for array in computed)
         outputs = dict(zip(self.engine.outputs, tensors, strict=True))
         return SimpleNamespace(**{name: self.output(tensor) if name == "logits" else tensor for name, tensor in outputs.items()})
 

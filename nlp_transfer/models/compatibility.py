@@ -232,11 +232,16 @@ def _has_shape_of(value: Any, mask: torch.Tensor) -> bool:
 
 
 def _pad_left(_: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Move the padding of inputs of shape (rows, tokens) to the left."""
+    """Move the padding of inputs of shape (rows, tokens) from the right to the left.
+
+    There is no branch for inputs without such padding, because it could not be exported.
+    """
     mask = named.get("attention_mask")
-    if mask is None or mask.ndim != 2 or bool(mask[:, -1].all()):
+    if mask is None or mask.ndim != 2:
         return arguments, named
     columns = mask.shape[1]
-    sources = (torch.arange(columns, device=mask.device) - (columns - mask.sum(1, keepdim=True))) % columns
+    padding = (mask.flip(1).cumsum(1) == 0).sum(1, keepdim=True)
+    sources = torch.arange(columns, device=mask.device) - padding
+    sources = torch.where(sources < 0, sources + columns, sources)
     moved = {name: value.gather(1, sources) for name, value in named.items() if _has_shape_of(value, mask)}
     return arguments, named | moved

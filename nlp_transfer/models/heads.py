@@ -110,10 +110,13 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Remove the encoder's built-in pooler, which would be saved but never trained."""
+    """Replace the encoder's built-in pooler, which would be saved but never trained, by an identity.
+
+    It is not set to None, because SqueezeBERT calls its pooler in any case.
+    """
     any_encoder: Any = encoder
     if getattr(any_encoder, "pooler", None) is not None:
-        any_encoder.pooler = None
+        any_encoder.pooler = nn.Identity()
     return encoder
 
 
@@ -196,7 +199,13 @@ class EncoderHeadForSequenceClassification(PreTrainedModel):
         mask = attention_mask if attention_mask is not None else torch.ones(states.shape[:2], device=states.device)
         pooling = self.config.pooling
         if mix:
-            return torch.stack([pool(layer, mask, pooling) for layer in outputs.hidden_states], 1)
+            layers = outputs.hidden_states
+            if len(layers) != len(self.mix.weight) or any(layer.shape != states.shape for layer in layers):
+                raise UserError(
+                    f"task.head.layers: found mix; {self.encoder.config.model_type} encoders do not return the states of every "
+                    "token after every layer; allowed: last"
+                )
+            return torch.stack([pool(layer, mask, pooling) for layer in layers], 1)
         return pool(states, mask, pooling)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nlp_transfer import load_predictor
+from nlp_transfer import UserError, load_predictor
 from nlp_transfer.export.exporter import export_model
 from nlp_transfer.inference.embedding import load_embedder
 from tests.builders import columns, printed, read_table, refused, run, sentiment_rows, succeed, write
@@ -119,8 +119,8 @@ def test_lossy_export_is_refused(trained: Any, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(module, "write_graph", damaged)
     with refused("validation rows", "--max-loss"):
-        export_model(trained.output_dir, "onnx", output=tmp_path / "export", max_loss=0)
-    assert not (tmp_path / "export").exists()
+        export_model(trained.output_dir, "onnx", output=tmp_path / "exports" / "export", max_loss=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals_name_what_is_allowed(trained: Any, exports: dict[str, Any], tmp_path: Path) -> None:
@@ -145,6 +145,17 @@ def test_exported_encoder_has_the_same_vectors(tiny: dict[str, Path], exports: d
         expected, found = (load_embedder(place, **settings)(TEXTS) for place in (tiny["bert"], folder))
         assert expected.std() > 0.01
         np.testing.assert_allclose(found, expected, atol=1e-4)
+    for odd in (["x", "🙂" * 300, "good " * 5000, "e\u0301"], [], "a single text", [""], ["a", " "], [None], [3]):
+        vectors: list[Any] = []
+        for place in (tiny["bert"], folder):
+            try:
+                vectors.append(load_embedder(place)(odd))
+            except UserError as error:
+                vectors.append(str(error))
+        if isinstance(vectors[0], str):
+            assert vectors[1] == vectors[0]
+        else:
+            np.testing.assert_allclose(*vectors, atol=1e-4)
     table = write(tmp_path / "in.csv", [(text, "positive") for text in TEXTS])
     succeed("embed", folder, "--input", table, "--output", tmp_path / "vectors.npy")
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), load_embedder(tiny["bert"])(TEXTS), atol=1e-4)

@@ -44,7 +44,7 @@ OWN: dict[str, dict[str, Any]] = {
     "convbert": {"conv_kernel_size": 3, "num_groups": 1},
     "ctrl": {"dff": 48},
     "falcon": {"head_dim": None},
-    "funnel": {"block_sizes": [1, 1], "num_hidden_layers": None, "num_decoder_layers": 1},
+    "funnel": {"architectures": ["FunnelModel"], "block_sizes": [1, 1], "num_hidden_layers": None, "num_decoder_layers": 1},
     "prophetnet": {"num_hidden_layers": None},
     "fsmt": {"src_vocab_size": len(VOCABULARY), "tgt_vocab_size": len(VOCABULARY), "langs": ["en", "de"]},
     "t5": {"decoder_start_token_id": 0},

@@ -51,6 +51,7 @@ def change_tokenizer(folder: Path, **names: Any) -> PreTrainedTokenizerBase:
         ("llama", "lora", "bf16", ("bf16", "fast")),
         ("gpt2", "lora", "fp32", ("fp32", "fast")),  # linear layers under other names
         ("squeezebert", "lora", "fp32", ("fp32", "fast")),
+        ("squeezebert", "features", "fp32", ("fp32", "fast")),  # always calls its pooler, which the head replaces
         ("longformer", "full", "bf16", ("bf16", "fast")),  # changes the result of a linear layer in place
         ("big_bird", "full", "bf16", ("bf16", "fast")),
         ("deberta", "full", "bf16", ("fp32", "fast")),  # fails in bf16 by itself
@@ -90,6 +91,13 @@ def test_max_length_is_that_of_the_position_embeddings(family: str, limit: int) 
         model = AutoModelForSequenceClassification.from_config(config).eval()
         ids = torch.full((1, limit), 5)
         assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["canine", "funnel"])
+def test_states_of_shortened_layers_cannot_be_mixed(family: str, sentiment: dict[str, Path], tmp_path: Path) -> None:
+    task = {"name": "text_classification", "head": {"layers": "mix"}}
+    with refused("task.head.layers: found mix", family, "allowed: last"):
+        train(save_family(family, tmp_path / "base"), sentiment["train"], tmp_path / "run", task=task)
 
 
 @pytest.mark.parametrize("family", ["ibert", "data2vec-text"])
