@@ -1,5 +1,6 @@
 """Shared fixtures: tiny checkpoints and tiny data. No test reaches a network."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,8 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.builders import document, run, sentiment_rows, write
-from tests.helpers.models import FAMILIES, save_tiny
+from nlp_transfer.utils.environment import importing
+
+with importing():
+    from tests.builders import document, run, sentiment_rows, write
+    from tests.helpers.models import FAMILIES, save_tiny
 
 
 def pytest_configure() -> None:
@@ -27,6 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("model", "process", "hub")):
             item.add_marker("fast")
+
+
+def pytest_collection_finish() -> None:
+    """Exclude imported modules and collected tests from garbage collection, which otherwise takes a third of a short training."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
