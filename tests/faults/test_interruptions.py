@@ -44,6 +44,7 @@ def run(tiny: dict[str, Path], source: Path, tmp_path: Path) -> Callable[..., An
         return fine_tune(
             model=str(tiny["bert"]), data={"train": str(source)}, task="text_classification", strategy=strategy,
             training=settings, output_dir=str(tmp_path / name), resume=resume,
+            with_report=False,
         )  # fmt: skip
 
     return begin
