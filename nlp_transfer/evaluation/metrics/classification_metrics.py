@@ -100,8 +100,8 @@ def roc_auc(scores: ArrayLike, references: ArrayLike, multilabel: bool = False) 
 
 def _ordered_pairs(scores: NDArray[np.floating], positive: NDArray[np.generic]) -> float:
     """Return the fraction of pairs of a positive and a negative row that the scores order; ties count half."""
-    positive = positive.astype(bool)
-    higher, lower = scores[positive], np.sort(scores[~positive])
+    is_positive: NDArray[np.bool_] = positive.astype(np.bool_)
+    higher, lower = scores[is_positive], np.sort(scores[~is_positive])
     pairs = np.searchsorted(lower, higher, "left") + np.searchsorted(lower, higher, "right")
     return float(pairs.sum() / (2 * len(lower) * len(higher)))
 
