@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nlp_transfer.models.head_registration import register
-from nlp_transfer.utils.environment import prepare_libraries
+from nlp_transfer.utils.environment import prepare_libraries, without_collection
 
 __version__ = "0.1.0"
 
@@ -75,7 +75,8 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'nlp_transfer' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"nlp_transfer.{_PLACES[name]}"), name)
+    with without_collection():
+        value = getattr(importlib.import_module(f"nlp_transfer.{_PLACES[name]}"), name)
     globals()[name] = value
     return value
 

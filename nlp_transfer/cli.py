@@ -238,7 +238,8 @@ def compare(
     interrupted, run it again to resume; finished runs are reused.
     """
     document = run_document([file, *ctx.args])
-    from nlp_transfer.experiments.compare import compare as run_comparison
+    with importing():
+        from nlp_transfer.experiments.compare import compare as run_comparison
 
     arguments: Any = (document, strategies, seeds, shots or None, rates or None, output, keep_models, verbose)
     if run_comparison(*arguments).failed:

@@ -7,6 +7,7 @@ import click
 
 from nlp_transfer.commands.options import CODE, HELP_ALL, OVERRIDES, CompareHelp
 from nlp_transfer.commands.run_settings import merged, run_document
+from nlp_transfer.utils.environment import importing
 
 
 @click.command("cross-validate", cls=CompareHelp, context_settings=OVERRIDES)
@@ -40,7 +41,8 @@ def command(
     document = run_document([file, *ctx.args])
     if group is not None:
         document = merged(document, ["--data.group", group])
-    from nlp_transfer.experiments.cross_validation import cross_validate
+    with importing():
+        from nlp_transfer.experiments.cross_validation import cross_validate
 
     if cross_validate(document, folds, repeats, strategies or None, output, keep_models, verbose).failed:
         sys.exit(1)

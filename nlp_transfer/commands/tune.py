@@ -8,6 +8,7 @@ import click
 
 from nlp_transfer.commands.options import CODE, HELP_ALL, OVERRIDES, SEEDS, CompareHelp
 from nlp_transfer.commands.run_settings import run_document
+from nlp_transfer.utils.environment import importing
 
 
 @click.command("tune", cls=CompareHelp, context_settings=OVERRIDES)
@@ -36,8 +37,9 @@ def command(
     interrupted, run it again to resume; no finished trial is repeated.
     """
     document = run_document([file, *ctx.args])
-    from nlp_transfer.experiments.hyperparameter_search import tune
-    from nlp_transfer.run.document import parse_overrides
+    with importing():
+        from nlp_transfer.experiments.hyperparameter_search import tune
+        from nlp_transfer.run.document import parse_overrides
 
     given = None if space is None else parse_overrides([f"--tune={space}"])[0][1]
     arguments: Any = (document, trials, seeds, given, output, verbose)

@@ -143,9 +143,11 @@ def metric_intervals(scorer: Scorer, split: ScoredSplit, metrics: Sequence[str])
             value = scorer.compute(split.predictions, split.references)
         except KeyError:
             return found
+        if not (slow := [name for name in slow if name in value]):  # resampling can take seconds
+            return found
         samples = [split.select(rows) for rows in resample_rows(len(split), FEW_RESAMPLES, 0)]
-        replicates = [scorer.compute(sample.predictions, sample.references) for sample in samples]
-        for name in [name for name in slow if name in value]:
+        replicates = [scorer.compute_only(slow, sample.predictions, sample.references) for sample in samples]
+        for name in slow:
             values = np.array([replicate.get(name, np.nan) for replicate in replicates])
             found[name] = _estimate(value[name], values, scorer.bounds(name), len(split))
     return found

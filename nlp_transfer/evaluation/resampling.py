@@ -74,7 +74,7 @@ class ResampledMetric:
         return value, np.concatenate(chunks)
 
     def _compute(self, split: ScoredSplit) -> float:
-        return self.scorer.compute(split.predictions, split.references).get(self.metric, np.nan)
+        return self.scorer.compute_only([self.metric], split.predictions, split.references).get(self.metric, np.nan)
 
     def _sums(self, split: ScoredSplit) -> Sums | None:
         return self.scorer.sums(self.metric, split.predictions, split.references)

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet  # noqa: F401  # these two take a second: imported here, and not again in each run
+import sklearn.metrics  # noqa: F401
 
 from nlp_transfer.data.splits import keep_rows, read_splits
 from nlp_transfer.experiments.runs import LOG, OUTCOME, PREDICTIONS_FILE, Pruned

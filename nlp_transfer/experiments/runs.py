@@ -30,6 +30,12 @@ from nlp_transfer.utils.console import say
 from nlp_transfer.utils.errors import UserError
 
 OUTCOME, PREDICTIONS_FILE, LOG = "outcome.json", "predictions.npz", "log.txt"
+SERVER = """
+from nlp_transfer.utils.environment import importing
+with importing():  # forks then neither collect nor copy the imported objects
+    from nlp_transfer.experiments.run_server import serve
+serve()
+"""
 
 
 class Pruned(Exception):  # noqa: N818  # not an error
@@ -236,7 +242,7 @@ class RunServer:
             self.close()  # without fork, a server executes one job
         if self.process is None:
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # not a terminal, so logs have no colors
-            self.process = start_program("from nlp_transfer.experiments.run_server import serve; serve()", self.code, self.errors)
+            self.process = start_program(SERVER, self.code, self.errors)
         return self.process
 
     def close(self) -> int | None:

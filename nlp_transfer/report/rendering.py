@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 MARKDOWN_SYNTAX = re.compile(r"[\\`*{}\[\]<>#|!&~]|(?<!\w)_|_(?!\w)")
@@ -44,10 +44,14 @@ def render_markdown(template: str | Path, **values: Any) -> str:
 
     Values are escaped except for `Markup`. The filter `code` makes inline code, and `json` a JSON value.
     """
-    environment = _environment(autoescape=False)
     if isinstance(template, Path):
-        return environment.from_string(template.read_text(encoding="utf-8")).render(values)
-    return environment.get_template(template).render(values)
+        return _markdown_template(template.read_text(encoding="utf-8")).render(values)
+    return _environment(autoescape=False).get_template(template).render(values)
+
+
+@cache
+def _markdown_template(text: str) -> Template:
+    return _environment(autoescape=False).from_string(text)
 
 
 @cache

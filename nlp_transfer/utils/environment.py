@@ -186,14 +186,22 @@ def peak_memory() -> int:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """Disable garbage collection during heavy imports, which saves about 20 % of their time.
-
-    The imported objects are excluded from later collections.
-    """
+def without_collection() -> Iterator[None]:
+    """Disable garbage collection during heavy imports, which saves about 20 % of their time."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Like `without_collection`, for commands: the imported objects are also excluded from later collections."""
+    try:
+        with without_collection():
+            yield
+    finally:
         gc.freeze()
-        gc.enable()

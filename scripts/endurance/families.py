@@ -45,7 +45,7 @@ def run(family: str, case: str, folder: Path, train: Path) -> str:
     try:
         with contextlib.redirect_stderr(said):
             done = fine_tune(
-                model=str(checkpoint), data={"train": str(train)}, task={"name": "text_classification"},
+                model=str(checkpoint), data={"train": str(train), "validation_share": 0.2}, task={"name": "text_classification"},
                 strategy=settings.get("strategy", "full"), output_dir=str(output),
                 training={"max_steps": 2, "batch_size": 4, **settings["training"]},
             )  # fmt: skip

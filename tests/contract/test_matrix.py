@@ -35,7 +35,8 @@ class Runs(dict[tuple[str, str], dict[str, Any]]):
         self.checkpoint, self.folder = checkpoint, folder
 
     def __missing__(self, case: tuple[str, str]) -> dict[str, Any]:
-        self[case] = run(case, self.checkpoint, self.folder, self.folder / "one" / name_of(case), **CUT)
+        with_report = case[0] == "full" or case[1] == "single"  # of every strategy, and of every task
+        self[case] = run(case, self.checkpoint, self.folder, self.folder / "one" / name_of(case), with_report, **CUT)
         return self[case]
 
 

@@ -57,7 +57,7 @@ class Trial:
 
         with monkeypatch.context() as patch:
             patch.setattr(WindowGradient, "compute", count)
-            run = fine_tune(**settings)
+            run = fine_tune(**settings, with_report=False)
         share = float(np.concatenate(seen).mean()) if seen else 0.0
         unevenness = float(np.mean([abs(labels.mean() - share) for labels in seen])) if seen else 0.0
         metrics, probability = run.metrics["test"], run.predictions["test"]["scores"][:, 1].mean()

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.builders import document, sentiment_rows, write
+from tests.builders import command, document, sentiment_rows, succeed, write
 
 pytestmark = pytest.mark.process
 
@@ -38,6 +38,13 @@ def write_run(folder: Path, tiny: dict[str, Path], family: str = "bert", **train
 
 def compare(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*BASE, "run.yaml", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, for commands in this process, whose runs are in a process of their own all the same."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def stamps(out: Path) -> dict[str, int]:
@@ -95,12 +102,11 @@ def test_interrupted_comparison_is_resumed(tmp_path: Path, tiny: dict[str, Path]
     assert stamps(out) == after
 
 
-def test_shots_rates_and_impossible_runs(tmp_path: Path, tiny: dict[str, Path]) -> None:
+def test_shots_rates_and_impossible_runs(here: Path, tiny: dict[str, Path]) -> None:
     """ALBERT shares its layers, so some cannot be frozen: the row says so, and the other runs continue."""
-    out = write_run(tmp_path, tiny, "albert")
+    out = write_run(here, tiny, "albert")
     strategies = ["--strategies", "full", "{name: partial, frozen_layers: 1}"]
-    done = compare(tmp_path, *strategies, "--seeds", "1", "--shots", "4", "all", "--rates", "1", "10")
-    assert done.returncode == 0, done.stderr
+    succeed("compare", "run.yaml", *strategies, "--seeds", "1", "--shots", "4", "all", "--rates", "1", "10")
     names = {"full-4-1", "full-4-1-10", "full-all-1", "full-all-1-10"}
     assert set(stamps(out)) == names
     rates = [
@@ -122,51 +128,49 @@ def test_shots_rates_and_impossible_runs(tmp_path: Path, tiny: dict[str, Path]) 
     assert figures[rows[2]["rate"]] == max(figures.values())
 
 
-def test_failed_run_does_not_stop_the_others(tmp_path: Path, tiny: dict[str, Path]) -> None:
+def test_failed_run_does_not_stop_the_others(here: Path, tiny: dict[str, Path]) -> None:
     """One run crashes, and the next call repeats it."""
-    out = write_run(tmp_path, tiny)
-    (tmp_path / "crash.py").write_text(
+    out = write_run(here, tiny)
+    (here / "crash.py").write_text(
         "from pathlib import Path\nfrom nlp_transfer.strategies.full import Full\nclass Crash(Full):\n"
         "    def prepare_data(self, job, model):\n        if Path('crash').exists():\n"
         "            raise ZeroDivisionError('planted')\n        return job\n"
     )
-    (tmp_path / "crash").touch()
-    arguments = ["--strategies", "crash:Crash", "lora", "--seeds", "0", "--code", "crash.py"]
-    done = compare(tmp_path, *arguments)
-    assert done.returncode == 1, done.stderr
-    assert "failed: ZeroDivisionError" in done.stderr
+    (here / "crash").touch()
+    arguments = ["run.yaml", "--strategies", "crash:Crash", "lora", "--seeds", "0", "--code", "crash.py"]
+    status, _, messages = command("compare", *arguments)
+    assert status == 1, messages
+    assert "failed: ZeroDivisionError" in messages
     [failed] = [path for path in (out / "runs").iterdir() if "lora" not in path.name]
     assert "Traceback" in (failed / "log.txt").read_text()
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in messages
     found = json.loads((out / "comparison.json").read_text())["rows"]
     assert found[0]["mean"] is None
     assert found[0]["note"].startswith("seed 0 failed: ZeroDivisionError")
     assert found[1]["mean"] is not None
     before = stamps(out)["lora-all-0"]
-    (tmp_path / "crash").unlink()
-    again = compare(tmp_path, *arguments)
-    assert again.returncode == 0, again.stderr
+    (here / "crash").unlink()
+    succeed("compare", *arguments)
     assert json.loads((out / "comparison.json").read_text())["rows"][0]["mean"] is not None
     assert stamps(out)["lora-all-0"] == before
 
 
-def test_invalid_data_fails_before_the_first_run(tmp_path: Path, tiny: dict[str, Path]) -> None:
-    out = write_run(tmp_path, tiny)
-    write(tmp_path / "test.csv", [("a text", "neither")])
-    done = compare(tmp_path, "--strategies", "full", "--seeds", "0")
-    assert done.returncode == 2
-    assert "the label 'neither' is not known" in done.stderr
+def test_invalid_data_fails_before_the_first_run(here: Path, tiny: dict[str, Path]) -> None:
+    out = write_run(here, tiny)
+    write(here / "test.csv", [("a text", "neither")])
+    status, _, messages = command("compare", "run.yaml", "--strategies", "full", "--seeds", "0")
+    assert status == 2
+    assert "the label 'neither' is not known" in messages
     assert not out.exists()
 
 
-def test_validation_is_split_off_in_every_run(tmp_path: Path, tiny: dict[str, Path]) -> None:
+def test_validation_is_split_off_in_every_run(here: Path, tiny: dict[str, Path]) -> None:
     """Without a test file, strategies are compared on validation, even if a single run would have none."""
-    out = write_run(tmp_path, tiny, max_steps=1)
-    document = yaml.safe_load((tmp_path / "run.yaml").read_text()) | {"data": {"train": "train.csv"}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    done = compare(tmp_path, "--strategies", "full", "prototypes", "--seeds", "0")
-    assert done.returncode == 0, done.stderr
-    assert "warning: validation: only 6 rows" in done.stderr
+    out = write_run(here, tiny, max_steps=1)
+    document = yaml.safe_load((here / "run.yaml").read_text()) | {"data": {"train": "train.csv"}}
+    (here / "run.yaml").write_text(yaml.safe_dump(document))
+    _, messages = succeed("compare", "run.yaml", "--strategies", "full", "prototypes", "--seeds", "0")
+    assert "warning: validation: only 6 rows" in messages
     for name in ("full-all-0", "prototypes-all-0"):
         config = yaml.safe_load((out / "runs" / name / "config.yaml").read_text())
         assert config["data"]["validation_share"] == 0.1

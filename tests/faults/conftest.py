@@ -28,7 +28,7 @@ def valid_folder(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     (folder / "new.txt").write_text("a good film\n")
     run = tmp_path_factory.mktemp("translator")
     data = {"train": {side: str(folder / name) for side, name in translation.SIDES.items()}, "validation_share": 0.25}
-    fine_tune(translation.VALID, model=str(folder / "base"), data=data, output_dir=str(run / "run"))
+    fine_tune(translation.VALID, model=str(folder / "base"), data=data, output_dir=str(run / "run"), with_report=False)
     shutil.copytree(run / "run/model", folder / "translator")
     return folder
 

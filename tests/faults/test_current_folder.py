@@ -75,6 +75,7 @@ def model(tiny: dict[str, Path], tmp_path: Path) -> Path:
     fine_tune(
         model=str(tiny["bert"]), data={"train": str(source), "validation_share": 0}, task="text_classification",
         training={"max_steps": 1, "batch_size": 8}, output_dir=str(tmp_path / "run"),
+        with_report=False,
     )  # fmt: skip
     return tmp_path / "run"
 

@@ -34,7 +34,7 @@ def start(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Ca
                 "epochs": 3, "batch_size": 8, "checkpoint_every": 2, "evaluate_every": 2, "ema": 0.9, "early_stopping": 9,
                 "precision": "fp32",
             },
-            output_dir=str(folder),
+            output_dir=str(folder), with_report=False,
         )  # fmt: skip
 
     return begin

@@ -29,6 +29,7 @@ from tests.builders import refused, sentiment_rows, write
 
 pytestmark = pytest.mark.process
 
+Start = Callable[..., Any]  # a run, with settings that differ from those of most tests
 STRATEGIES = ["full", "lora", "gradual_unfreezing"]
 
 
@@ -37,20 +38,39 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data") / "train.csv", list(sentiment_rows(50)))
 
 
-@pytest.fixture
-def run(tiny: dict[str, Path], source: Path, tmp_path: Path) -> Callable[..., Any]:
-    def begin(name: str, *, strategy: str = "full", resume: Any = "auto", **training: Any) -> Any:
+@pytest.fixture(scope="module")
+def run_in(tiny: dict[str, Path], source: Path) -> Callable[..., Any]:
+    def begin(folder: Path, *, strategy: str = "full", resume: Any = "auto", **training: Any) -> Any:
         settings = {"epochs": 3, "batch_size": 8, "checkpoint_every": 5, "evaluate_every": 3, "logging_steps": 1} | training
         return fine_tune(
             model=str(tiny["bert"]), data={"train": str(source)}, task="text_classification", strategy=strategy,
-            training=settings, output_dir=str(tmp_path / name), resume=resume,
+            training=settings, output_dir=str(folder), resume=resume, with_report=False,
         )  # fmt: skip
 
     return begin
 
 
 @pytest.fixture
-def interrupted(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def run(run_in: Start, tmp_path: Path) -> Callable[..., Any]:
+    return lambda name, **settings: run_in(tmp_path / name, **settings)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run_in: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return the run with some settings that nothing disturbs; tests with the same settings share it."""
+    runs: dict[str, Any] = {}
+
+    def find(**settings: Any) -> Any:
+        key = json.dumps(settings, sort_keys=True)
+        if key not in runs:
+            runs[key] = run_in(tmp_path_factory.mktemp("uninterrupted") / "run", **settings)
+        return runs[key]
+
+    return find
+
+
+@pytest.fixture
+def interrupted(run: Start, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Start a run that a signal ends during an optimizer step."""
 
     def begin(step: int, number: int = signal.SIGTERM, name: str = "broken", **settings: Any) -> Interrupted:
@@ -92,9 +112,9 @@ def assert_same_log(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 8), (signal.SIGTERM, 17)])
 def test_signal_ends_a_run_that_resumes_exactly(
-    strategy: str, number: signal.Signals, step: int, run: Callable[..., Any], interrupted: Callable[..., Any], tmp_path: Path
+    strategy: str, number: signal.Signals, step: int, run: Start, uninterrupted: Start, interrupted: Start, tmp_path: Path
 ) -> None:
-    straight = run("straight", strategy=strategy)
+    straight = uninterrupted(strategy=strategy)
     before = signal.getsignal(number)
     caught = interrupted(step, number, strategy=strategy)
     assert re.search(rf"step {step + 1} is saved.*resume", str(caught))
@@ -109,10 +129,10 @@ def test_signal_ends_a_run_that_resumes_exactly(
 
 @pytest.mark.parametrize("step", [3, 18])
 def test_evaluation_ended_by_a_signal_is_repeated(
-    step: int, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    step: int, run: Start, uninterrupted: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = {"ema": 0.9, "early_stopping": 9, "evaluate_every": step}
-    straight = run("straight", **settings)
+    straight = uninterrupted(**settings)
     original = validation_scores.score
 
     def score(*arguments: Any, **more: Any) -> Any:
@@ -133,9 +153,7 @@ def test_evaluation_ended_by_a_signal_is_repeated(
     assert_same_log(straight, resumed)
 
 
-def test_signal_before_the_first_step_ends_a_run(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_signal_before_the_first_step_ends_a_run(run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original = Trainer.train
 
     def train(self: Trainer) -> Any:
@@ -150,7 +168,7 @@ def test_signal_before_the_first_step_ends_a_run(
     assert run("broken").result["train"]["steps"] == 18
 
 
-def test_signals_are_ignored_outside_the_main_thread(run: Callable[..., Any]) -> None:
+def test_signals_are_ignored_outside_the_main_thread(run: Start) -> None:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(run("threaded", max_steps=2)))
     thread.start()
@@ -230,10 +248,10 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 
 @pytest.mark.parametrize("name", list(ERRORS))
 def test_out_of_memory_splits_micro_batches(
-    name: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, run: Start, uninterrupted: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     still = {"dropout": 0, "attention_dropout": 0, "precision": "fp32", "max_steps": 6}
-    straight = run("straight", **still)
+    straight = uninterrupted(**still)
     with monkeypatch.context() as patch:
         device = Small(patch, 2, ERRORS[name])
         cut = run("cut", **still)
@@ -246,9 +264,7 @@ def test_out_of_memory_splits_micro_batches(
     assert_same_model(straight, cut, rtol=1e-4, atol=1e-5)
 
 
-def test_split_of_micro_batches_is_resumed(
-    run: Callable[..., Any], interrupted: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_split_of_micro_batches_is_resumed(run: Start, interrupted: Start, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         Small(patch, 4, MemoryError)
         straight = run("straight")
@@ -259,18 +275,18 @@ def test_split_of_micro_batches_is_resumed(
     assert_same_model(straight, resumed)
 
 
-def test_out_of_memory_with_one_row_ends_training(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_with_one_row_ends_training(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     Small(monkeypatch, 0, MemoryError)
     with pytest.raises(TrainingError, match=r"step 1: out of memory with 1 rows at a time.* a shorter task\.max_length"):
         run("broken")
 
 
 def test_out_of_memory_in_evaluation_splits_batches(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Start, uninterrupted: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from nlp_transfer.tasks.text_classification import TextClassification
 
-    straight = run("straight", max_steps=3, precision="fp32")
+    straight = uninterrupted(max_steps=3, precision="fp32")
     original, seen = TextClassification.predict, []
 
     def answer(self: Any, model: Any, batch: Any, *more: Any) -> Any:
@@ -287,8 +303,10 @@ def test_out_of_memory_in_evaluation_splits_batches(
     assert cut.metrics["validation"]["loss"] == pytest.approx(straight.metrics["validation"]["loss"], rel=1e-5)
 
 
-def test_nan_loss_leaves_a_good_checkpoint(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    straight = run("straight")
+def test_nan_loss_leaves_a_good_checkpoint(
+    run: Start, uninterrupted: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    straight = uninterrupted()
     original = WindowGradient.backward
 
     def backward(self: WindowGradient, window: Any, at: Any) -> Any:
@@ -322,9 +340,9 @@ def full(times: int, where: str = "state.json") -> Callable[..., Any]:
 
 
 def test_run_waits_while_the_disk_is_full(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Start, uninterrupted: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    straight = run("straight")
+    straight = uninterrupted()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full(3))
         patch.setattr(atomic_files, "PAUSE", 0.0)
@@ -335,9 +353,9 @@ def test_run_waits_while_the_disk_is_full(
 
 @pytest.mark.parametrize("ended_by", ["time", "signal"])
 def test_full_disk_keeps_the_previous_checkpoint(
-    ended_by: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ended_by: str, run: Start, uninterrupted: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    straight = run("straight")
+    straight = uninterrupted()
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: patch.setattr(Path, "write_text", full(10**9)))
         patch.setattr(atomic_files, "PAUSE", 0.0)
@@ -368,7 +386,7 @@ def test_all_errors_of_a_full_disk_are_recognized() -> None:
 
 
 @pytest.fixture
-def unfinished(interrupted: Callable[..., Any], tmp_path: Path) -> Path:
+def unfinished(interrupted: Start, tmp_path: Path) -> Path:
     interrupted(12, ema=0.9)
     return tmp_path / "broken/checkpoints"
 
@@ -384,9 +402,9 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 def test_any_damaged_checkpoint_file_is_survived(
-    unfinished: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    unfinished: Path, run: Start, uninterrupted: Start, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    straight = run("straight", ema=0.9)
+    straight = uninterrupted(ema=0.9)
     files = sorted(path.name for path in (unfinished / "step-13").iterdir())
     assert files == ["average.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
     for file in files:
@@ -421,7 +439,7 @@ def test_newest_and_best_checkpoints_are_kept(tmp_path: Path) -> None:
 # --- the folder
 
 
-def test_resume_modes(unfinished: Path, run: Callable[..., Any]) -> None:
+def test_resume_modes(unfinished: Path, run: Start) -> None:
     with refused("found must", "no unfinished run"):
         run("new", resume="must")
     assert not (unfinished.parent.parent / "new").exists()
@@ -434,7 +452,7 @@ def test_resume_modes(unfinished: Path, run: Callable[..., Any]) -> None:
         run("broken", resume="must", ema=0.9)
 
 
-def test_two_runs_cannot_use_one_folder(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_runs_cannot_use_one_folder(run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tried: list[str] = []
 
     def second() -> None:
@@ -449,10 +467,10 @@ def test_two_runs_cannot_use_one_folder(run: Callable[..., Any], monkeypatch: py
 
 
 def test_run_resumes_with_another_batch_split(
-    run: Callable[..., Any], interrupted: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    run: Start, uninterrupted: Start, interrupted: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     still = {"dropout": 0, "attention_dropout": 0, "precision": "fp32"}
-    straight = run("straight", **still)
+    straight = uninterrupted(**still)
     interrupted(8, **still)
     with refused("training.batch_size: 8 before, 4 now"):
         run("broken", **still, batch_size=4)
@@ -463,9 +481,7 @@ def test_run_resumes_with_another_batch_split(
     assert_same_model(straight, resumed, rtol=1e-3, atol=1e-4)
 
 
-def test_other_package_versions_only_give_a_warning(
-    unfinished: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_package_versions_only_give_a_warning(unfinished: Path, run: Start, capsys: pytest.CaptureFixture[str]) -> None:
     config = unfinished.parent / "config.yaml"
     text = config.read_text()
     assert f"torch: {torch.__version__}" in text
@@ -474,9 +490,11 @@ def test_other_package_versions_only_give_a_warning(
     assert f"warning: torch 1.0.0 before, {torch.__version__} now" in capsys.readouterr().err
 
 
-def test_repeated_evaluation_is_logged_once(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_repeated_evaluation_is_logged_once(
+    run: Start, uninterrupted: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A signal ends the evaluation; it is repeated; then the process is lost before its next checkpoint."""
-    straight = run("straight", learning_rate=1e-9)
+    straight = uninterrupted(learning_rate=1e-9)
     original = validation_scores.score
     with monkeypatch.context() as patch:
         score = lambda *a, **b: os.kill(os.getpid(), signal.SIGTERM) or original(*a, **b)  # noqa: E731
@@ -496,11 +514,11 @@ def test_repeated_evaluation_is_logged_once(run: Callable[..., Any], monkeypatch
 
 
 def test_model_and_log_wait_while_the_disk_is_full(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run: Start, uninterrupted: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from transformers import BertForSequenceClassification
 
-    straight = run("straight", max_steps=4)
+    straight = uninterrupted(max_steps=4)
     original, left = BertForSequenceClassification.save_pretrained, [2]
     opened, tries = atomic_files.open_for_append, [2]
 
@@ -539,9 +557,9 @@ def test_model_and_log_wait_while_the_disk_is_full(
 
 
 def test_clock_set_back_changes_nothing(
-    run: Callable[..., Any], interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    run: Start, uninterrupted: Start, interrupted: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = run("straight", max_steps=6)
+    straight = uninterrupted(max_steps=6)
     real, asked = time.time, [0]
 
     def back() -> float:

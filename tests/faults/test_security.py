@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Path], sentim
     }
     for name, more in wanted.items():
         settings = {"model": str(tiny["bert"]), "data": {"train": str(sentiment["train"])}, "task": "text_classification"} | more
-        fine_tune(settings, training={"max_steps": 1}, output_dir=str(folder / name))
+        fine_tune(settings, training={"max_steps": 1}, output_dir=str(folder / name), with_report=False)
     return {name: folder / name for name in wanted}
 
 

@@ -306,6 +306,7 @@ def test_a_stopped_run_is_finished(tiny: dict[str, Path], sentiment: dict[str, P
     run = fine_tune(
         model=str(tiny["bert"]), data={"train": str(sentiment["train"])}, task="text_classification",
         training={"epochs": 5, "batch_size": 8}, output_dir=tmp_path / "run", callbacks=[StopAt(3)],
+        with_report=False,
     )  # fmt: skip
     assert run.result["train"]["steps"] == 3
     assert run.predictor()(["a good film"])
@@ -320,7 +321,7 @@ def test_a_resumed_callback_continues(augment: str | None, tiny: dict[str, Path]
 
     def run(folder: Path) -> Any:
         return fine_tune(
-            model=str(tiny["bert"]), data={"train": train}, task="text_classification", output_dir=folder,
+            model=str(tiny["bert"]), data={"train": train}, task="text_classification", output_dir=folder, with_report=False,
             training={
                 "epochs": 4, "batch_size": 8, "checkpoint_every": 2, "logging_steps": 1, "augment": augment, "dropout": 0.1,
                 "callbacks": [Memory, Memory],

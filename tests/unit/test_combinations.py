@@ -28,7 +28,8 @@ pytestmark = pytest.mark.model
 def train(name: str, tiny: dict[str, Path], folder: Path, strategy: Any = None, **training: Any) -> Any:
     """A run of a strategy, or of a list of them."""
     settings = document(name, "single", tiny["bert"], files(folder / "data"), folder / "run", folder, **training)
-    return fine_tune(settings | {"task": "text_classification"} | ({} if strategy is None else {"strategy": strategy}))
+    settings |= {"task": "text_classification"} | ({} if strategy is None else {"strategy": strategy})
+    return fine_tune(settings, with_report=False)
 
 
 @pytest.mark.parametrize(

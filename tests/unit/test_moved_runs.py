@@ -30,7 +30,8 @@ def run(document: Any = None, **changes: Any) -> FineTuned:
         "training": {"epochs": 2, "batch_size": 16, "checkpoint_every": 2, "precision": "fp32"},
         "output_dir": "runs/x",
     }
-    return fine_tune(settings | changes if document is None else document, **({} if document is None else changes))
+    changed = (settings | changes, {}) if document is None else (document, changes)
+    return fine_tune(changed[0], with_report=False, **changed[1])
 
 
 def write_project(folder: Path) -> Path:

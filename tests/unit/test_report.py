@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.font_manager import FontProperties, findfont, fontManager
-from sklearn.metrics import brier_score_loss, confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
+from sklearn.metrics import brier_score_loss, confusion_matrix, matthews_corrcoef, precision_recall_fscore_support, roc_auc_score
 
 from nlp_transfer.evaluation.error_analysis import (
     EMPTY,
@@ -26,6 +26,7 @@ from nlp_transfer.evaluation.error_analysis import (
     slice_metric,
     worst_rows,
 )
+from nlp_transfer.evaluation.metrics.classification_metrics import roc_auc
 from nlp_transfer.evaluation.metrics.label_scorer import LabelScorer
 from nlp_transfer.evaluation.resampling import ScoredSplit
 from nlp_transfer.hub.package_contents import is_allowed
@@ -107,6 +108,19 @@ def test_mcc_from_sums_agrees_with_sklearn(split: ScoredSplit) -> None:
     found = metric_intervals(SCORER, split, ["mcc", "auc"])
     assert found["mcc"].value == pytest.approx(matthews_corrcoef(split.references["labels"], split.predictions["prediction"]))
     assert all(estimate.low < estimate.value < estimate.high for estimate in found.values())
+
+
+def test_all_metrics_are_computed_once(split: ScoredSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is not among them and AUC is resampled alone; in a translation, `compute` itself resamples."""
+    original, calls = LabelScorer.compute, []
+    monkeypatch.setattr(LabelScorer, "compute", lambda *arguments: calls.append(1) or original(*arguments))
+    found = metric_intervals(SCORER, split, ["loss", "auc"])
+    assert list(found) == ["auc"]
+    true, scores = split.references["labels"], split.predictions["scores"].round(1)
+    assert found["auc"].value == pytest.approx(roc_auc_score(true, split.predictions["scores"], multi_class="ovr"))
+    assert roc_auc(scores, true) == pytest.approx(np.mean([roc_auc_score(true == i, scores[:, i]) for i in range(3)])), "ties"
+    assert metric_intervals(SCORER, split, ["loss"]) == {}
+    assert len(calls) == 2
 
 
 def test_calibration_agrees_with_its_definition(split: ScoredSplit) -> None:

@@ -1,6 +1,6 @@
 """Scores predicted labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from nlp_transfer.evaluation.metrics.calibration_metrics import (
     confidences,
     probability_metrics,
 )
-from nlp_transfer.evaluation.metrics.classification_metrics import LABEL_KEYS, compute_label_metrics
+from nlp_transfer.evaluation.metrics.classification_metrics import LABEL_KEYS, compute_label_metrics, roc_auc
 from nlp_transfer.evaluation.metrics.scorer import Arrays, Form, Scorer, Sums, mean
 
 AVERAGED = {key for key in LABEL_KEYS if "_" in key}
@@ -65,6 +65,13 @@ class LabelScorer(Scorer):
             if covered.any():
                 metrics["accuracy_covered"] = float((predicted == true)[covered].mean())
         return metrics
+
+    def compute_only(self, metrics: Collection[str], predictions: Arrays, references: Arrays) -> dict[str, float]:
+        if set(metrics) != {"auc"}:
+            return self.compute(predictions, references)
+        true = references[self.reference]
+        auc = roc_auc(predictions["scores"], true.astype(np.int64) if self.multilabel else true, self.multilabel)
+        return {} if np.isnan(auc) else {"auc": auc}
 
     def typed(self, values: np.ndarray) -> list[Any]:
         if self.multilabel:

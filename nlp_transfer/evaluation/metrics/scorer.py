@@ -1,7 +1,7 @@
 """The interface between tasks and evaluation: how predictions are scored, resampled and shown."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -82,6 +82,10 @@ class Scorer(ABC):
     @abstractmethod
     def compute(self, predictions: Arrays, references: Arrays) -> dict[str, float]:
         """Compute the metrics of a split. Undefined metrics are omitted."""
+
+    def compute_only(self, metrics: Collection[str], predictions: Arrays, references: Arrays) -> dict[str, float]:
+        """Compute at least these metrics, for many resamples. Override it if some of them cost less than all metrics."""
+        return self.compute(predictions, references)
 
     def perfect(self, references: np.ndarray) -> np.ndarray:
         """Return predictions that agree with the references, to try out metrics. Override it if their forms differ."""

@@ -20,12 +20,12 @@ def by_rank(predictions: list[Any], references: list[Any]) -> dict[str, float]:
 if __name__ == "__main__":
     plan = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(sys.argv[1]).parent
-    run = fine_tune(plan | {"task": "tests.helpers.custom_tasks:DeepHead"}, metrics=[by_rank])
+    run = fine_tune(plan | {"task": "tests.helpers.custom_tasks:DeepHead"}, metrics=[by_rank], with_report=False)
     try:
         fine_tune(plan | {"task": "tests.helpers.custom_tasks:Unfaithful", "output_dir": str(folder / "other")})
         refused = ""
     except UserError as error:
         refused = str(error)
-    fine_tune(plan | {"task": "tests.helpers.custom_tasks:OwnModule", "output_dir": str(folder / "own")})
+    fine_tune(plan | {"task": "tests.helpers.custom_tasks:OwnModule", "output_dir": str(folder / "own")}, with_report=False)
     found = {"rank": run.metrics["test"]["rank"], "refused": refused}
     (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))

@@ -123,6 +123,7 @@ def settings(checkpoint: Path, source: dict[str, str], case: dict[str, Any], out
         **case,
         "training": fixed | case.get("training", {}) | training,
         "output_dir": str(output),
+        "with_report": False,
     }
 
 

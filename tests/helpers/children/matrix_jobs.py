@@ -19,7 +19,9 @@ OTHERS = {("multitask", "regression"), ("full", "question_answering")}
 TWICE = [(name, task) for name, task in CASES if task == "single" or (name, task) in OTHERS]
 
 
-def run(case: tuple[str, str], checkpoint: Path, folder: Path, output: Path, **training: Any) -> dict[str, Any]:
+def run(
+    case: tuple[str, str], checkpoint: Path, folder: Path, output: Path, with_report: bool = False, **training: Any
+) -> dict[str, Any]:
     """A run: the weights before and after training, before anything was merged or detached, and the names of those that some
     phase has trained."""
     kept: dict[str, Any] = {}
@@ -34,7 +36,8 @@ def run(case: tuple[str, str], checkpoint: Path, folder: Path, output: Path, **t
 
     Trainer.train = train  # type: ignore[method-assign]
     try:
-        found = fine_tune(**document(*case, checkpoint, files(folder / "data"), output, folder, **training))
+        settings = document(*case, checkpoint, files(folder / "data"), output, folder, **training)
+        found = fine_tune(**settings, with_report=with_report)
     finally:
         Trainer.train = original  # type: ignore[method-assign]
     return {"result": found.result, **kept}
