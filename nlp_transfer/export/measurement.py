@@ -14,13 +14,12 @@ from nlp_transfer.export.script_check import is_close
 from nlp_transfer.inference.batched_prediction import predict_table
 from nlp_transfer.inference.exported_generator import tokenizers_of
 from nlp_transfer.inference.predictor import Predictor
-from nlp_transfer.models.layers import output_logits
+from nlp_transfer.models.layers import logit_difference, output_logits
 from nlp_transfer.saved_models.save import versions
 from nlp_transfer.tasks import Arrays
 from nlp_transfer.utils.console import percent, say
 from nlp_transfer.utils.errors import UserError
 
-MASKED = 1e4  # logits of at least this size mean that a token is masked
 DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-2}  # largest relative difference of the logits; int8 is judged by the metric alone
 
 
@@ -101,23 +100,6 @@ class Check:
         if trained.logits is not None and exported.logits is not None:
             report["logit_difference"] = logit_difference(trained.logits, exported.logits)
         return report
-
-
-def logit_difference(expected: np.ndarray, found: np.ndarray, smallest: float = 1.0) -> float:
-    """Return the largest difference of logits, relative to the largest logit; infinite if there are more or fewer of them.
-
-    Logits that mask tokens, such as -1e6 in BigBird's answers, do not count as the largest. They are compared with themselves.
-
-    Args:
-        smallest: differences are relative to this number if all logits are smaller.
-    """
-    if expected.shape != found.shape:
-        return float("inf")
-    size = np.abs(expected)
-    largest = size[size < MASKED].max(initial=smallest)
-    with np.errstate(invalid="ignore"):  # infinite logits
-        differences = np.where(expected == found, 0.0, np.abs(expected - found) / np.where(size < MASKED, largest, size))
-    return float(differences.max(initial=0.0))
 
 
 def metric_of(predictor: Predictor) -> str:

@@ -15,7 +15,7 @@ from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.inference.exported_model import INSTALL, Exported, ExportedModel, backend_precision, import_openvino
 from nlp_transfer.inference.predictor import Predictor
-from nlp_transfer.models.layers import output_logits, weights_digest
+from nlp_transfer.models.layers import logit_difference, output_logits, weights_digest
 from nlp_transfer.models.onnx_graph import write_onnx
 from nlp_transfer.utils.atomic_files import replacing_folder
 from nlp_transfer.utils.cache_entries import locked, prune
@@ -97,8 +97,7 @@ def _convert(predictor: Predictor, folder: Path) -> None:
             expected, found = (output_logits(computed(**batch)).float() for computed in (model, exported))
             if expected.shape[:2] == (real := batch["attention_mask"] > 0).shape:  # logits of padding mean nothing
                 expected, found = expected[real], found[real]
-            difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1.0))
-            if not difference <= DIFFERENCE:
+            if not (difference := logit_difference(expected.numpy(), found.numpy())) <= DIFFERENCE:
                 raise UserError(
                     f"--backend openvino: the logits differ by {difference:.2g} from those of the trained model; allowed: "
                     f"{DIFFERENCE:g}; use --backend torch"

@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from nlp_transfer.utils.errors import UserError
+
+MASKED = 1e4  # logits of at least this size mean that a token is masked
 
 
 def new_parameters(model: nn.Module) -> frozenset[str]:
@@ -45,6 +48,23 @@ def output_logits(outputs: Any) -> torch.Tensor:
         return torch.stack([outputs.start_logits, outputs.end_logits], -1)
     logits: torch.Tensor = outputs.logits
     return logits
+
+
+def logit_difference(expected: np.ndarray, found: np.ndarray, smallest: float = 1.0) -> float:
+    """Return the largest difference of logits, relative to the largest logit; infinite if there are more or fewer of them.
+
+    Logits that mask tokens, such as -1e6 in BigBird's answers, do not count as the largest. They are compared with themselves.
+
+    Args:
+        smallest: differences are relative to this number if all logits are smaller.
+    """
+    if expected.shape != found.shape:
+        return float("inf")
+    size = np.abs(expected)
+    largest = size[size < MASKED].max(initial=smallest)
+    with np.errstate(invalid="ignore"):  # infinite logits
+        differences = np.where(expected == found, 0.0, np.abs(expected - found) / np.where(size < MASKED, largest, size))
+    return float(differences.max(initial=0.0))
 
 
 def weights_digest(model: nn.Module) -> str:

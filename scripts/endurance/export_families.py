@@ -27,10 +27,10 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.data.sources.rows import from_columns
 from nlp_transfer.data.tokens import model_inputs
 from nlp_transfer.export import exporter
-from nlp_transfer.export.measurement import logit_difference
 from nlp_transfer.export.script_check import is_close
 from nlp_transfer.inference.exported_model import GRAPHS
 from nlp_transfer.inference.predictor import Predictor
+from nlp_transfer.models.layers import logit_difference
 from nlp_transfer.training.preflight import describe
 from scripts.endurance.families import run_cases
 from tests.builders import columns, sentiment_rows, write

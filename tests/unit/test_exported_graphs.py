@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from nlp_transfer.export.measurement import judge, logit_difference
-from nlp_transfer.export.onnx_graph import write_onnx
+from nlp_transfer.export.measurement import judge
 from nlp_transfer.export.quantization import write_graph
 from nlp_transfer.inference.exported_model import ExportedModel
 from nlp_transfer.models.compatibility import add_padding_hooks
+from nlp_transfer.models.layers import logit_difference
+from nlp_transfer.models.onnx_graph import write_onnx
 from tests.builders import refused
 from tests.helpers.families import family_config
 from tests.helpers.models import VOCABULARY
