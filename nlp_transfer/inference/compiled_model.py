@@ -5,7 +5,7 @@ import json
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -76,10 +76,8 @@ def compiled(predictor: Predictor, precision: str) -> Predictor:
                 with replacing_folder(folder) as partial:
                     _convert(predictor, partial)
                 prune(folder.parent, folder)
-    return Predictor(
-        ExportedModel(model.config, "openvino", graph, precision), predictor.tokenizer, predictor.task, predictor.batch_size,
-        precision,
-    )  # fmt: skip
+    exported: Any = ExportedModel(model.config, "openvino", graph, precision)
+    return Predictor(exported, predictor.tokenizer, predictor.task, predictor.batch_size, precision)
 
 
 def _convert(predictor: Predictor, folder: Path) -> None:
@@ -106,7 +104,7 @@ def _convert(predictor: Predictor, folder: Path) -> None:
 
 def _probes(predictor: Predictor) -> list[str]:
     """Return texts of random tokens, of 1 to 64 tokens."""
-    generator, tokenizer = np.random.default_rng(0), predictor.tokenizer
+    generator, tokenizer = np.random.default_rng(0), cast(Any, predictor.tokenizer)
     ids = [generator.integers(0, len(tokenizer), length).tolist() for length in (1 << np.arange(PROBES)).clip(max=64)]
     return [tokenizer.decode(row, skip_special_tokens=True).strip() or "a" for row in ids]
 

@@ -90,7 +90,7 @@ def load_predictor(
             loaded = load_checkpoint(checkpoint, saved.traits.load_auto_class(), saved)
             check_built(loaded, saved, record, checkpoint.source.name)
     check_used(saved, scored=True)
-    if isinstance(loaded, Exported):
+    if issubclass(type(loaded), Exported):
         return Predictor(loaded, checkpoint.tokenizer, saved, batch_size, precision)
     if backend == "openvino":
         return compiled(Predictor(loaded, checkpoint.tokenizer, saved, batch_size), precision)

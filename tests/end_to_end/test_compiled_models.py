@@ -10,7 +10,6 @@ from nlp_transfer.inference import compiled_model, file_predictor
 from tests.builders import columns, read_table, refused, run, succeed, write
 from tests.helpers.strategies import HEADER, TASKS, rows_of
 
-pytest.importorskip("openvino")
 TEXTS = ["a good film", "an awful film", "good " * 60, "🙂"]
 
 

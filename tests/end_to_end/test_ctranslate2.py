@@ -13,7 +13,6 @@ from nlp_transfer.inference.translator import Translator
 from tests.builders import edit, printed, read_table, refused, run, succeed, write
 from tests.helpers.seq2seq_models import PAIRS, SEQ2SEQ, languages, save_tiny_seq2seq
 
-pytest.importorskip("ctranslate2")
 FAMILIES = [*SEQ2SEQ, "marian-multilingual", "mbart50", "bart", "bert"]
 SOURCES = [source for source, _ in PAIRS]
 TEXTS = [*SOURCES[::4], "", " ", "River", " ".join(SOURCES[:9])]

@@ -15,7 +15,6 @@ from nlp_transfer.export.exporter import export_model
 from nlp_transfer.inference.embedding import load_embedder
 from tests.builders import columns, printed, read_table, refused, run, sentiment_rows, succeed, write
 
-pytest.importorskip("onnxruntime")
 TEXTS = ["a good film", "an awful film", "good " * 60, "🙂", "bright dull"]
 WITHOUT_TORCH = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'nlp_transfer'))); "
 

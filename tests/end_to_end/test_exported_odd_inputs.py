@@ -15,7 +15,6 @@ from nlp_transfer.export.script_check import is_close
 from tests.builders import columns, command, read_table, run, write
 from tests.helpers.strategies import TASKS
 
-pytest.importorskip("onnxruntime")
 LONG = " ".join(columns(600, "text")["text"])
 TEXTS = ["a good film", "", " ", " \t\n ", "🙂", "🙂 " * 9, LONG, "x", "\x00", "e\u0301 \u200b", "🙂" * 300]
 ENGINES = ("onnx", "openvino")
@@ -110,7 +109,6 @@ def test_commands_have_the_same_outcome(name: str, models: dict[str, Path], tmp_
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_served_models_have_the_same_outcome(name: str, models: dict[str, Path]) -> None:
-    pytest.importorskip("fastapi")
     from tests.unit.test_serving import client
 
     row = partial(row_of, load_predictor(models[name]).task.inputs)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("fastapi")
 from nlp_transfer import load_predictor
 from nlp_transfer.export.exporter import export_model
 from tests.builders import columns, command, edit, run, sentiment_rows, write
@@ -103,7 +102,6 @@ def test_sigterm_under_load_loses_no_request(trained: Path) -> None:
 
 
 def test_export_is_served_without_torch(trained: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     folder = export_model(trained, "onnx", max_loss=0.5, output=tmp_path / "export").folder
     assert {"Dockerfile", "predict.py", "requirements.txt", "serve.py"} <= {path.name for path in folder.iterdir()}
     assert "torch" not in (folder / "requirements.txt").read_text()

@@ -14,7 +14,6 @@ from tests.builders import run, sentiment_rows, write
 from tests.helpers.entities import sentences
 from tests.helpers.questions import QA, questions
 
-pytest.importorskip("onnxruntime")
 WORDS = {"name": "token_classification", "max_length": 16}
 TRAINING = {"max_steps": 30, "learning_rate": 1e-2, "batch_size": 16}
 PUNCTUATED = ["good-bad, great!", "a dull 🙂 film\n\nand a good river " * 9, "好 great", "x"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ctranslate2
 import pytest
 import torch
 from transformers import (
@@ -26,7 +27,6 @@ from nlp_transfer.inference.exported_generator import read_vocabulary
 from tests.builders import refused
 from tests.helpers.seq2seq_models import SEQ2SEQ, save_tiny_seq2seq
 
-ctranslate2 = pytest.importorskip("ctranslate2")
 SOURCE, TARGET = [7, 9, 12, 8, 30], [10, 6, 21, 11]
 
 

@@ -20,7 +20,6 @@ from tests.builders import refused
 from tests.helpers.families import family_config
 from tests.helpers.models import VOCABULARY
 
-pytest.importorskip("onnxruntime")
 LENGTHS = ([7, 7], [7], [1], [12, 3, 1, 9])
 
 
@@ -76,7 +75,6 @@ def test_graph_is_equal_for_any_number_of_rows_and_tokens(name: str, tmp_path: P
 
 
 def test_table_with_one_row_is_loaded_in_int8(tmp_path: Path) -> None:
-    pytest.importorskip("nncf")
     model = family("roberta", num_hidden_layers=1)
     assert len(model.roberta.embeddings.token_type_embeddings.weight) == 1
     write_onnx(model, batch(LENGTHS[0]), tmp_path / "model.onnx")

@@ -12,8 +12,6 @@ from typing import Any
 
 import anyio
 import pytest
-
-pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
 from nlp_transfer import load_predictor, load_translator
