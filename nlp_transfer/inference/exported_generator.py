@@ -16,10 +16,6 @@ from nlp_transfer.models.verification.reduced_configs import reduce_generation
 from nlp_transfer.models.verification.untrusted_json import read_json
 from nlp_transfer.utils.errors import UserError
 
-# Beam search ends when this many times the number of beams are finished, unless the model stops early. transformers goes on while
-# an open hypothesis scores better than the finished ones. With 1, a fifth of the texts of half-trained tiny models (M2M100, five
-# beams) are others than with that rule; with 3, none is, for a fifth more time.
-PATIENCE = 3.0
 # Generation settings without a counterpart, and their neutral values.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1.0), "encoder_repetition_penalty": (None, 1.0), "encoder_no_repeat_ngram_size": (None, 0),
@@ -74,16 +70,16 @@ class ExportedGenerator(Exported):
             FloatingPointError: A score is NaN or infinite.
         """
         beams, start, end = generation_config.num_beams, generation_config.decoder_start_token_id, self._end(generation_config)
-        limits = logits_processor[0].limits[::beams].tolist()
+        limits = logits_processor[0].limits[::beams].numpy()
         rows_and_masks = zip(input_ids, attention_mask.bool(), strict=True)
         sources = [[self.sources[i] for i in row[mask].tolist()] for row, mask in rows_and_masks]
         forced = generation_config.forced_bos_token_id
         prefix = [] if self.starts else [self.tokens[start]]
         prefix += [] if forced is None else [self.tokens[forced]]
         targets: list[torch.Tensor] = [torch.tensor([start, end])] * len(sources)
-        for limit in set(limits) - {1}:
-            rows = [i for i, value in enumerate(limits) if value == limit]
-            # The start token counts towards the limit.
+
+        def search(rows: np.ndarray, limit: int) -> None:
+            """Generate the targets of these rows, of at most `limit` tokens; the start token counts."""
             results = self.translator.translate_batch(
                 [sources[i] for i in rows], [prefix] * len(rows) if prefix else None, max_decoding_length=limit - 1,
                 return_scores=True, **self._options(generation_config),
@@ -92,6 +88,15 @@ class ExportedGenerator(Exported):
                 if not np.isfinite(result.scores[0]):
                     raise FloatingPointError("the scores of the next token are NaN or infinite")
                 targets[i] = torch.tensor([start, *(self.ids[token] for token in result.hypotheses[0]), end])
+
+        # One call per limit would make small batches, so limits are rounded up to powers of 2; only targets that become too
+        # long are generated again with their own limit.
+        rounded = np.exp2(np.ceil(np.log2(limits))).astype(int)
+        for limit in np.unique(rounded[limits > 1]):
+            search(np.flatnonzero((rounded == limit) & (limits > 1)), int(limit))
+        too_long = (np.array(list(map(len, targets))) > limits) & (limits > 1) & (limits < rounded)
+        for limit in np.unique(limits[too_long]):
+            search(np.flatnonzero(too_long & (limits == limit)), int(limit))
         return torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=end)
 
     def _options(self, settings: Any) -> dict[str, Any]:
@@ -99,7 +104,6 @@ class ExportedGenerator(Exported):
         suppressed = [*(settings.bad_words_ids or ()), *([i] for i in settings.suppress_tokens or ())]
         return {
             "beam_size": settings.num_beams,
-            "patience": 1.0 if settings.early_stopping is True or settings.num_beams == 1 else PATIENCE,
             "length_penalty": settings.length_penalty,
             "no_repeat_ngram_size": settings.no_repeat_ngram_size or 0,
             "min_decoding_length": max((settings.min_length or 0) - 1, settings.min_new_tokens or 0, 0),

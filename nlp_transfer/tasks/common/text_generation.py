@@ -225,6 +225,9 @@ class TextGenerationTask(Task):
                 checkpoint, self.decoder, self.decoder_layers, tokenizers.target, self.target_tokenizer == "source",
                 self.warm_start, training.dropout, training.attention_dropout,
             )  # fmt: skip
+            # The search ends when as many hypotheses as beams are finished, as in other engines, such as CTranslate2. Otherwise
+            # it would take a tenth more time for the same BLEU (Multi30k, five beams: 28.26 both).
+            model.generation_config.early_stopping = True
         # Otherwise `generate` in transformers stops at 20 tokens.
         model.generation_config.max_length = None
         model.generation_config.max_new_tokens = self.target_limit(self.longest_piece)

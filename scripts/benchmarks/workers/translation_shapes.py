@@ -13,14 +13,20 @@ from transformers import AutoModelForSeq2SeqLM, M2M100Config, MarianConfig, Mari
 from workers.plain import pairs_of
 
 channel = Channel()
-PIECES = 8000  # trained pieces; further rows of the vocabulary have no text
+PIECES = 8000  # trained pieces; the other tokens of the vocabulary never occur
+LANGUAGES = 203  # special tokens that the tokenizer of NLLB adds: languages and a mask
 SHAPES: dict[str, Any] = {
     "marian": {"vocab_size": 58_101, "d_model": 512, "layers": 6, "ffn": 2048, "heads": 8},
-    "nllb-600m": {"vocab_size": 256_206, "d_model": 1024, "layers": 12, "ffn": 4096, "heads": 16},
+    "nllb-3-layers": {"vocab_size": 256_206, "d_model": 1024, "layers": 3, "ffn": 4096, "heads": 16},
 }  # fmt: skip
 
 
-def marian_tokenizer(texts: Iterator[str], folder: Path) -> Any:
+def filled(vocabulary: dict[str, int], size: int) -> dict[str, int]:
+    """Add tokens up to a size."""
+    return vocabulary | {f"unused {i}": i for i in range(len(vocabulary), size)}
+
+
+def marian_tokenizer(texts: Iterator[str], folder: Path, size: int) -> Any:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=texts, model_prefix=str(folder / "source"), vocab_size=PIECES, num_threads=1, minloglevel=2,
     )  # fmt: skip
@@ -29,21 +35,20 @@ def marian_tokenizer(texts: Iterator[str], folder: Path) -> Any:
     pieces = sentencepiece.SentencePieceProcessor(str(folder / "source.spm"))
     words = [pieces.id_to_piece(i) for i in range(3, len(pieces))]
     vocabulary = {piece: i for i, piece in enumerate(["</s>", "<unk>", *words, "<pad>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "vocab.json").write_text(json.dumps(filled(vocabulary, size)), encoding="utf-8")
     files = (str(folder / name) for name in ("source.spm", "target.spm", "vocab.json"))
     return MarianTokenizer(*files, source_lang="en", target_lang="de", model_max_length=512)
 
 
-def nllb_tokenizer(texts: Iterator[str], _: Path) -> Any:
+def nllb_tokenizer(texts: Iterator[str], _: Path, size: int) -> Any:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=PIECES, special_tokens=special, show_progress=False))
     model = json.loads(tokenizer.to_str())["model"]
-    return NllbTokenizer(
-        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], src_lang="eng_Latn", tgt_lang="deu_Latn",
-        model_max_length=512,
-    )  # fmt: skip
+    merges = [tuple(merge) for merge in model["merges"]]
+    vocabulary = filled(model["vocab"], size - LANGUAGES)
+    return NllbTokenizer(vocab=vocabulary, merges=merges, src_lang="eng_Latn", tgt_lang="deu_Latn", model_max_length=512)
 
 
 def turn(request: dict[str, Any]) -> dict[str, str]:
@@ -52,7 +57,7 @@ def turn(request: dict[str, Any]) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     texts = iter([text for side in pairs_of(request["pairs"], *request["columns"]) for text in side])
     is_marian = request["shape"] == "marian"
-    tokenizer = (marian_tokenizer if is_marian else nllb_tokenizer)(texts, folder)
+    tokenizer = (marian_tokenizer if is_marian else nllb_tokenizer)(texts, folder, size["vocab_size"])
     config = (MarianConfig if is_marian else M2M100Config)(
         vocab_size=size["vocab_size"], d_model=size["d_model"], scale_embedding=True, max_position_embeddings=512,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
