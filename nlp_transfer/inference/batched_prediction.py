@@ -1,7 +1,7 @@
 """Predict all rows of a token table in batches of similar length; batches that do not fit in memory are split."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +12,7 @@ from torch import nn
 
 from nlp_transfer.data.tokens import TokenTable, to_device
 from nlp_transfer.data.windows import inference_batches, token_batches
+from nlp_transfer.inference.exported_model import ExportedModel
 from nlp_transfer.kernels import accelerated
 from nlp_transfer.models.compatibility import split_by_length
 from nlp_transfer.models.memory import free_cached_memory, is_out_of_memory
@@ -22,6 +23,7 @@ from nlp_transfer.utils.errors import UserError
 
 CPU_TOKENS = 512  # padded tokens per batch and thread; activations of larger batches exceed the CPU caches
 GPU_TOKENS = 1 << 15  # padded tokens per batch that keep a GPU busy
+PARALLEL_BATCHES = 4  # from which an exported model computes several batches at a time
 GENERATION_ROWS = 32  # rows per batch for tasks that generate text
 _LIMITS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # model that ran out of memory -> most padded tokens per batch
 
@@ -78,8 +80,11 @@ def predict_table(
             progress = None
             if accelerator is not None and accelerator.is_main_process:
                 progress = stack.enter_context(Steps("evaluating", len(batches)))
-            for indices in batches:
-                predictor.predict(indices)
+            prepared: Iterator[Any] = ((indices, predictor.batch(indices)) for indices in batches)
+            if isinstance(model, ExportedModel) and len(batches) >= PARALLEL_BATCHES and torch.get_num_threads() > 1:
+                prepared = model.compute_ahead(prepared)
+            for indices, batch in prepared:
+                predictor.predict(indices, batch)
                 if progress is not None:
                     progress.advance()
     finally:
@@ -117,8 +122,16 @@ class _BatchPredictor:
         self.indices: list[np.ndarray] = []
         self.losses: Items = {}
 
-    def predict(self, indices: np.ndarray) -> None:
-        """Predict the rows at `indices`; if memory runs out, predict each half separately."""
+    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return the rows at `indices`, on the device."""
+        return to_device(self.table.batch(indices), self.device)
+
+    def predict(self, indices: np.ndarray, batch: dict[str, torch.Tensor] | None = None) -> None:
+        """Predict the rows at `indices`; if memory runs out, predict each half separately.
+
+        Args:
+            batch: the rows, if they have been prepared.
+        """
         halves = np.array_split(indices, 2)
         limit = _LIMITS.get(self.model, sys.maxsize)
         if len(indices) > 1 and self._padded_tokens(indices) > limit:
@@ -126,7 +139,7 @@ class _BatchPredictor:
                 self.predict(half)
             return
         try:
-            batch = to_device(self.table.batch(indices), self.device)
+            batch = self.batch(indices) if batch is None else batch
             texts = {name: column[indices] for name, column in self.table.texts.items()}
             selected = None if self.selected is None else self.selected[indices]
             with autocast(self.device, self.precision):

@@ -3,10 +3,14 @@
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +22,8 @@ from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.models.verification.allowed import WEIGHTS
 from nlp_transfer.utils.errors import UserError, first_line
 
+T = TypeVar("T")
+
 # Files of each back end, the most exact first, where optimum, transformers.js and text-embeddings-inference look for them.
 GRAPHS = {
     "onnx": ("onnx/model.onnx", "onnx/model_quantized.onnx"), "openvino": ("openvino_model.xml",),
@@ -28,7 +34,11 @@ INSTALL = 'pip install "nlp_transfer[export]"'
 
 
 class Engine(Protocol):
-    """A loaded graph, with the names of its inputs and outputs."""
+    """A loaded graph, with the names of its inputs and outputs.
+
+    With `streams` = 1, all threads compute one batch. Otherwise `run` is called by so many threads, and each thread computes a
+    batch of its own, which is faster for many batches.
+    """
 
     inputs: list[str]
     outputs: list[str]
@@ -49,13 +59,13 @@ def import_openvino() -> Any:
 
 
 class OnnxEngine:
-    """A graph in onnxruntime, on the CPU."""
+    """A graph in onnxruntime, on the CPU. For `streams`, see `Engine`."""
 
-    def __init__(self, path: Path, precision: str) -> None:
+    def __init__(self, path: Path, precision: str, streams: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads() if streams == 1 else 1
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = [value.name for value in self.session.get_inputs()]
@@ -67,25 +77,33 @@ class OnnxEngine:
 
 
 class OpenVinoEngine:
-    """A graph in OpenVINO, on the CPU."""
+    """A graph in OpenVINO, on the CPU. For `streams`, see `Engine`."""
 
-    def __init__(self, path: Path, precision: str) -> None:
+    def __init__(self, path: Path, precision: str, streams: int) -> None:
         openvino = import_openvino()
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision],
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+            "NUM_STREAMS": streams,
         }
         self.model = openvino.Core().compile_model(str(path), "CPU", settings)
         self.inputs = [value.any_name for value in self.model.inputs]
         self.outputs = [value.any_name for value in self.model.outputs]
+        self.requests: SimpleQueue[Any] = SimpleQueue()  # a request computes one batch at a time
+        for _ in range(streams):
+            self.requests.put(self.model.create_infer_request())
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        outputs = self.model(dict(arrays))
-        return [np.array(outputs[name]) for name in self.outputs]
+        request = self.requests.get()
+        try:
+            outputs = request.infer(dict(arrays))
+            return [np.array(outputs[name]) for name in self.outputs]
+        finally:
+            self.requests.put(request)
 
 
-ENGINES: dict[str, Callable[[Path, str], Engine]] = {"onnx": OnnxEngine, "openvino": OpenVinoEngine}
+ENGINES: dict[str, Callable[[Path, str, int], Engine]] = {"onnx": OnnxEngine, "openvino": OpenVinoEngine}
 
 
 @contextlib.contextmanager
@@ -141,18 +159,50 @@ class ExportedModel(Exported):
 
     def __init__(self, config: Any, backend: str, graph: Path, precision: str) -> None:
         super().__init__(config, backend, graph)
+        self._load = partial(ENGINES[backend], graph, precision)
         with opening(backend, graph):
-            self.engine = ENGINES[backend](graph, precision)
+            self.engine = self._load(1)
+        self._ahead: dict[int, tuple[torch.Tensor, Future[list[np.ndarray]]]] = {}  # by the identity of the token ids
         # An identity for models with one output, whose units a regression task changes in its last layer.
         self.output = nn.Linear(1, 1) if config.num_labels == 1 else nn.Identity()
         for parameter, value in zip(self.output.parameters(), (1.0, 0.0), strict=False):
             nn.init.constant_(parameter, value)
 
+    @cached_property
+    def _streams(self) -> Engine:
+        """The engine for several batches at a time."""
+        return self._load(torch.get_num_threads())
+
+    def compute_ahead(self, batches: Iterable[tuple[T, Mapping[str, torch.Tensor]]]) -> Iterator[tuple[T, Any]]:
+        """Yield batches whose outputs several threads compute ahead of `forward`.
+
+        Args:
+            batches: Batches, each with a value that is yielded with it.
+        """
+        threads, waiting = torch.get_num_threads(), deque[tuple[T, Any]]()
+        pool = ThreadPoolExecutor(threads)
+        try:
+            for value, batch in batches:
+                ids = batch["input_ids"]
+                self._ahead[id(ids)] = ids, pool.submit(self._streams.run, self._arrays(batch))
+                waiting.append((value, batch))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            self._ahead.clear()
+
+    def _arrays(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        return {name: inputs[name].long().numpy() for name in self.engine.inputs}
+
     def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
         """Return the outputs by name, fp32 tensors; for classifiers, these are `logits`."""
-        arrays = {name: inputs[name].long().numpy() for name in self.engine.inputs}
+        arrays = self._arrays(inputs)
+        _, ahead = self._ahead.pop(id(inputs["input_ids"]), (None, None))
         try:
-            computed = self.engine.run(arrays)
+            computed = ahead.result() if ahead else self.engine.run(arrays)
         except Exception as error:  # the engines raise errors of many types
             if is_out_of_memory(error):
                 raise

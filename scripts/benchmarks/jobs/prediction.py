@@ -148,5 +148,6 @@ def _exports(setting: Setting, check: str, folder: str, name: str) -> dict[str, 
     with setting.worker(f"exports-{name}", "ours_export.py") as worker:
         for to, precision in dict.fromkeys((engine, precision) for engine, precision, _, _ in ENGINES):
             output = str(setting.out / "exports" / name / f"{to}-{precision}")
-            exports[f"{to}-{precision}"] = worker.turn(run=folder, to=to, precision=precision, rows=check, output=output)
+            request = {"to": to, "precision": precision, "output": output, "settings": {"text": "text", "label": "label"}}
+            exports[f"{to}-{precision}"] = worker.turn(run=folder, rows=check, **request)
     return exports
