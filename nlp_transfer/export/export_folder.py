@@ -55,15 +55,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def graph_paths(folder: Path, to: str, precision: str) -> tuple[Path, Path]:
     """Return the files of the fp32 ONNX graph and of the graph of the engine, which may be the same."""
-    return folder / GRAPHS["onnx"][0], folder / GRAPHS[to][to == "onnx" and precision == "int8"]
+    graph = folder / GRAPHS[to][to == "onnx" and precision == "int8"]
+    # Under a name by which no engine finds it, since the check would otherwise load it instead of the int8 graph.
+    return graph if (to, precision) == ("onnx", "fp32") else folder / "intermediate.onnx", graph
 
 
 def remove_intermediate(onnx: Path, graph: Path) -> None:
     """Remove the ONNX graph, unless it is the export itself."""
     if graph != onnx:
         onnx.unlink()
-        if graph.parent != onnx.parent:
-            onnx.parent.rmdir()
 
 
 def graph_bytes(graph: Path) -> int:

@@ -23,6 +23,7 @@ def write_graph(onnx: Path, graph: Path, precision: str, samples: Sequence[Input
         keep_sensitive: Whether the most sensitive layers stay in fp32.
     """
     excluded = sensitive_layers(onnx) if keep_sensitive else []
+    graph.parent.mkdir(exist_ok=True)
     if graph.suffix == ".xml":
         openvino = import_openvino()
         model = openvino.convert_model(onnx)

@@ -52,7 +52,7 @@ def converted_once() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def exports(trained: Any) -> dict[str, Any]:
     return {f"{to}-{precision}": export_model(trained.output_dir, to, precision, max_loss=0.2)
-            for to, precision in (("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "int8"))}  # fmt: skip
+            for to, precision in (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"))}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["onnx-fp32", "openvino-fp32"])
@@ -77,6 +77,18 @@ def test_report_states_what_was_measured(exports: dict[str, Any]) -> None:
     assert sizes["openvino-int8"] < sizes["openvino-fp32"] / 2
 
 
+@pytest.mark.parametrize("name", ["onnx-int8", "openvino-int8"])
+def test_int8_itself_is_measured(trained: Any, exports: dict[str, Any], name: str) -> None:
+    """Beside an fp32 graph in the same folder, that one would be loaded."""
+    export = exports[name]
+    assert not list(export.folder.rglob("*model.onnx"))
+    assert (export.folder / "predict.py").is_file()
+    expected, found = (load_predictor(folder)(TEXTS, probabilities=True) for folder in (trained.output_dir, export.folder))
+    pairs = zip(expected, found, strict=True)
+    assert max(abs(one["probability:positive"] - other["probability:positive"]) for one, other in pairs) > 1e-5
+    assert export.report["logit_difference"] > 1e-4
+
+
 def test_commands_accept_an_export(exports: dict[str, Any], tmp_path: Path) -> None:
     folder, table = exports["onnx-fp32"].folder, write(tmp_path / "in.csv", [("a good film", "positive")])
     succeed("predict", folder, "--input", table, "--output", tmp_path / "out.csv")
@@ -84,12 +96,13 @@ def test_commands_accept_an_export(exports: dict[str, Any], tmp_path: Path) -> N
     assert printed("evaluate", folder, "--data.test", table)["rows"] == 1
 
 
-@pytest.mark.parametrize("name", ["onnx-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8", "openvino-fp32"])
 def test_script_predicts_without_torch(trained: Any, exports: dict[str, Any], name: str) -> None:
     script = exports[name].folder / "predict.py"
     code = WITHOUT_TORCH + f"sys.argv[1:] = {TEXTS!r}; import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    expected = load_predictor(trained.output_dir)(TEXTS)
+    alone = load_predictor(exports[name].folder)  # dynamic quantization depends on the batch
+    expected = [alone(text) for text in TEXTS] if name == "onnx-int8" else load_predictor(trained.output_dir)(TEXTS)
     for before, line in zip(expected, lines, strict=True):
         after = json.loads(line)
         assert after["prediction"] == before["prediction"]

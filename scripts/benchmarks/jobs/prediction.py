@@ -101,7 +101,8 @@ def _first_prediction(setting: Setting, folder: str, exports: dict[str, Answer],
     commands = {"predict RUN TEXT": [*python, folder, text]}
     for name, export in exports.items():
         commands[f"predict {name} TEXT"] = [*python, export["folder"], text]
-        commands[f"{name}/predict.py TEXT"] = [sys.executable, str(Path(export["folder"]) / "predict.py"), text]
+        if (script := Path(export["folder"]) / "predict.py").is_file():
+            commands[f"{name}/predict.py TEXT"] = [sys.executable, str(script), text]
     workers: list[Worker] = []
     try:
         workers += [setting.worker(title, "first_prediction.py", command=command) for title, command in commands.items()]
