@@ -39,7 +39,7 @@ def models(request: pytest.FixtureRequest, tiny: dict[str, Path], tmp_path_facto
 
 def copy_graph(graph: Path, model: Any, inputs: Any, path: Path) -> None:
     """Take the place of `write_onnx`, which takes most of the time of an export."""
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     shutil.copyfile(graph, path)
 
 
