@@ -21,12 +21,9 @@ with importing():
     from tests.helpers.models import FAMILIES, save_tiny
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Tests run on the CPU, as on every other machine; with CUDA_VISIBLE_DEVICES=0 they run on a GPU."""
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    # Files are distributed in order. pytest-xdist would begin with those that have most tests, and end with few long ones, which
-    # all processes but one would wait for.
-    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
