@@ -92,10 +92,10 @@ def _convert(predictor: Predictor, folder: Path) -> None:
     exported = ExportedModel(model.config, "openvino", graph, "fp32")
     with torch.inference_mode():
         for batch in batches:
-            expected, found = (output_logits(computed(**batch)).float() for computed in (model, exported))
+            expected, actual = (output_logits(either(**batch)).float() for either in (model, exported))
             if expected.shape[:2] == (real := batch["attention_mask"] > 0).shape:  # logits of padding mean nothing
-                expected, found = expected[real], found[real]
-            if not (difference := logit_difference(expected.numpy(), found.numpy())) <= DIFFERENCE:
+                expected, actual = expected[real], actual[real]
+            if not (difference := logit_difference(expected.numpy(), actual.numpy())) <= DIFFERENCE:
                 raise UserError(
                     f"--backend openvino: the logits differ by {difference:.2g} from those of the trained model; allowed: "
                     f"{DIFFERENCE:g}; use --backend torch"

@@ -36,8 +36,8 @@ INSTALL = 'pip install "nlp_transfer[export]"'
 class Engine(Protocol):
     """A loaded graph, with the names of its inputs and outputs.
 
-    With `streams` = 1, all threads compute one batch. Otherwise `run` is called by so many threads, and each thread computes a
-    batch of its own, which is faster for many batches.
+    With `streams` = 1, all threads compute one batch. Otherwise that many threads call `run`, and each computes another batch,
+    which is faster for many batches.
     """
 
     inputs: list[str]

@@ -7,7 +7,7 @@ from typing import Any
 from nlp_transfer.data.sources import find_model
 from nlp_transfer.inference.compiled_model import compiled
 from nlp_transfer.inference.exported_generator import ExportedGenerator
-from nlp_transfer.inference.exported_model import GRAPHS, Exported, ExportedModel, backend_precision, find_graph
+from nlp_transfer.inference.exported_model import GRAPHS, ExportedModel, backend_precision, find_graph
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.inference.translator import Translator
 from nlp_transfer.models.checkpoint import Checkpoint, check_head
@@ -70,6 +70,7 @@ def load_predictor(
     path = expand(model)
     kind = task if task is None or isinstance(task, type) else type(task)
     loaded: Any
+    graph = None
     if adapter := find_adapter(path) or hub_adapter(str(model)):
         loaded, checkpoint, saved = open_adapter(adapter, settings, base=base, kind=kind)
     else:
@@ -82,7 +83,8 @@ def load_predictor(
         check_head(checkpoint, before.traits.architecture)
         saved = with_changed_settings(before, settings, checkpoint.max_length).prepare(checkpoint)
         check_schema(saved, checkpoint)
-        if graph := find_graph(Path(checkpoint.source.path), backend):
+        graph = find_graph(Path(checkpoint.source.path), backend)
+        if graph:
             precision = backend_precision(graph[0], precision)
             kind_of_export = ExportedGenerator if saved.traits.generates else ExportedModel
             loaded = kind_of_export(checkpoint.config, *graph, precision)
@@ -90,7 +92,7 @@ def load_predictor(
             loaded = load_checkpoint(checkpoint, saved.traits.load_auto_class(), saved)
             check_built(loaded, saved, record, checkpoint.source.name)
     check_used(saved, scored=True)
-    if issubclass(type(loaded), Exported):
+    if graph:
         return Predictor(loaded, checkpoint.tokenizer, saved, batch_size, precision)
     if backend == "openvino":
         return compiled(Predictor(loaded, checkpoint.tokenizer, saved, batch_size), precision)

@@ -35,6 +35,7 @@ from nlp_transfer.training.preflight import describe
 from scripts.endurance.families import run_cases
 from tests.builders import columns, sentiment_rows, write
 from tests.helpers.families import OWN, family_config, family_tokenizer
+from tests.helpers.graphs import copy_graph
 from tests.helpers.models import POSITIONS
 from tests.helpers.strategies import TASKS
 
@@ -126,12 +127,6 @@ def run(family: str, case: str, folder: Path, train: Path, validation: Path) -> 
         return f"CRASHED: {describe(error)}"
     listed.append(f"up to {int(trained.encode(texts(trained)).lengths.max())} tokens")
     return f"{'works' if good else 'WRONG'}: {', '.join(listed)} ({time.perf_counter() - start:.0f} s)"
-
-
-def copy_graph(graph: Path, model: Any, inputs: Any, path: Path) -> None:
-    """Take the place of `write_onnx` where the graph has been written before."""
-    path.parent.mkdir(exist_ok=True)
-    shutil.copyfile(graph, path)
 
 
 def texts(predictor: Predictor) -> Any:

@@ -25,8 +25,9 @@ from nlp_transfer import UserError, fine_tune, load_predictor
 from nlp_transfer.export import exporter
 from nlp_transfer.export.quantization import write_graph
 from nlp_transfer.inference.exported_model import GRAPHS
-from scripts.endurance.export_families import ENGINES, copy_graph, save
+from scripts.endurance.export_families import ENGINES, save
 from tests.builders import write
+from tests.helpers.graphs import copy_graph
 from tests.helpers.models import WORDS
 
 FAMILIES = "bert roberta distilbert electra xlm-roberta deberta-v2 modernbert".split()

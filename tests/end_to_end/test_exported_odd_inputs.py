@@ -1,7 +1,6 @@
 """Unusual inputs get the same columns, predictions and messages from an export as from the trained model."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from nlp_transfer import UserError, load_predictor
 from nlp_transfer.export import exporter
 from nlp_transfer.export.script_check import is_close
 from tests.builders import columns, command, read_table, run, write
+from tests.helpers.graphs import copy_graph
 from tests.helpers.strategies import TASKS
 
 LONG = " ".join(columns(600, "text")["text"])
@@ -35,12 +35,6 @@ def models(request: pytest.FixtureRequest, tiny: dict[str, Path], tmp_path_facto
             found[name] = exporter.export_model(done.output_dir, name, max_loss=1).folder
             patch.setattr(exporter, "write_onnx", partial(copy_graph, found["onnx"] / "onnx/model.onnx"))
     return found
-
-
-def copy_graph(graph: Path, model: Any, inputs: Any, path: Path) -> None:
-    """Take the place of `write_onnx`, which takes most of the time of an export."""
-    path.parent.mkdir(exist_ok=True)
-    shutil.copyfile(graph, path)
 
 
 def outcome(predict: Any, *arguments: Any, **settings: Any) -> Any:

@@ -40,12 +40,12 @@ class LengthLimit(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Process scores of shape (rows x beams, vocabulary). The start token does not count toward the limit."""
-        at_limit = input_ids.shape[1] >= self.limits
-        if not self.is_reached(input_ids.shape[1]):
+        length = input_ids.shape[1]
+        if not self.is_reached(length):
             return scores
         only_end = torch.full_like(scores, -torch.inf)
         only_end[:, self.end] = 0.0
-        return torch.where(at_limit[:, None], only_end, scores)
+        return torch.where((self.limits <= length)[:, None], only_end, scores)
 
     def is_reached(self, length: int) -> bool:
         """Return whether a row of this length, which includes the start token, has to end."""
