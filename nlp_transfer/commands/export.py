@@ -22,7 +22,7 @@ from nlp_transfer.utils.environment import importing
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16 (openvino), bf16 (ctranslate2): half the size. int8: a quarter of the size, and faster.",
+    help="fp16 (onnx, openvino), bf16 (ctranslate2): half the size. int8: a quarter of the size, and faster.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: exports/ in the run folder]")
 @click.option(

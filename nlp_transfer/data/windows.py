@@ -15,6 +15,7 @@ import numpy as np
 from nlp_transfer.data.oversampling import Repeats
 
 BUCKET = 200  # number of windows whose rows are sorted together by length: little padding, but still well shuffled
+PADDING_SHARE = 16  # the padding of an inference batch is at most 1/16 of its token limit
 BLUR = 0.25  # relative noise on lengths before sorting, to separate the copies of repeated rows
 
 
@@ -191,14 +192,16 @@ def inference_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def token_batches(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Return batches of row indices with at most `tokens` padded tokens, the longest rows first.
+    """Return batches of row indices with at most `tokens` tokens, padding included, the longest rows first.
 
-    A row with more than `tokens` tokens is a batch by itself.
+    A row with more than `tokens` tokens is a batch by itself. A batch also ends when more rows would add more padding than
+    another batch costs, which is estimated as `tokens` / `PADDING_SHARE` tokens.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        size = max(1, tokens // max(1, int(lengths[order[start]])))  # the first row is the longest of its batch
-        batches.append(order[start : start + size])
-        start += size
+        longest = int(lengths[order[start]])
+        rows = order[start : start + max(1, tokens // max(1, longest))]
+        batches.append(rows[np.cumsum(longest - lengths[rows]) <= tokens // PADDING_SHARE])
+        start += len(batches[-1])
     return batches

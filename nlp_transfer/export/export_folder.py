@@ -55,8 +55,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def graph_paths(folder: Path, to: str, precision: str) -> tuple[Path, Path]:
     """Return the files of the fp32 ONNX graph and of the graph of the engine, which may be the same."""
-    graph = folder / GRAPHS[to][to == "onnx" and precision == "int8"]
-    # Under a name by which no engine finds it, since the check would otherwise load it instead of the int8 graph.
+    graph = folder / GRAPHS[to][("fp32", "fp16", "int8").index(precision) if to == "onnx" else 0]
+    # Under a name by which no engine finds it, since the check would otherwise load it instead of the converted graph.
     return graph if (to, precision) == ("onnx", "fp32") else folder / "intermediate.onnx", graph
 
 

@@ -47,7 +47,7 @@ from nlp_transfer.utils.errors import Problems, UserError
 
 REPORT = "export.json"
 CHECKED_ROWS, GENERATED_ROWS = 2000, 200
-PRECISIONS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "fp16", "int8"), "ctranslate2": ("fp32", "bf16", "int8")}
+PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "fp16", "int8"), "ctranslate2": ("fp32", "bf16", "int8")}
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
@@ -86,8 +86,8 @@ def export_model(
     Args:
         model: a run folder, a model folder, an adapter folder or a hub id.
         to: `onnx` or `openvino` for models with a head; `ctranslate2` for translation and summarization.
-        precision: `fp32`; `fp16` (OpenVINO) or `bf16` (CTranslate2), which store weights in half the space; `int8`, which also
-            computes in 8 bits.
+        precision: `fp32`; `fp16` (ONNX, OpenVINO) or `bf16` (CTranslate2), which store weights in half the space; `int8`, which
+            also computes in 8 bits.
         output: folder to write. None: `exports/onnx-int8` and so on in the run folder.
         data: settings in `data`; `validation` is a labeled file to check with. None: the validation split of the run.
         max_loss: the largest loss of the task's metric that is accepted, as a share of its largest value: 0.005 are 0.5 points

@@ -34,6 +34,11 @@ def write_graph(onnx: Path, graph: Path, precision: str, samples: Sequence[Input
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         quantize_dynamic(onnx, graph, per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded)
+    elif precision == "fp16":
+        from onnx import load, save
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        save(convert_float_to_float16(load(onnx), keep_io_types=True), graph)
 
 
 def sensitive_layers(onnx: Path) -> list[str]:

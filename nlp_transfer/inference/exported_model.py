@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 # Files of each back end, the most exact first, where optimum, transformers.js and text-embeddings-inference look for them.
 GRAPHS = {
-    "onnx": ("onnx/model.onnx", "onnx/model_quantized.onnx"), "openvino": ("openvino_model.xml",),
+    "onnx": ("onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_quantized.onnx"), "openvino": ("openvino_model.xml",),
     "ctranslate2": ("ctranslate2/model.bin",),
 }  # fmt: skip
 PRECISIONS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16", "fp16"), "ctranslate2": ("fp32",)}

@@ -174,12 +174,22 @@ def test_inference_batches_cover_all_rows_longest_first() -> None:
     assert inference_batches(np.zeros((0, 1), np.int64), 50) == []
 
 
+def test_token_batches_have_little_padding() -> None:
+    lengths = np.random.default_rng(0).geometric(0.05, 200)
+    batches = token_batches(lengths, 1024)
+    assert sorted(np.concatenate(batches)) == list(range(200))
+    assert all((lengths[rows].max() - lengths[rows]).sum() <= 1024 / 16 for rows in batches)
+    assert [len(rows) for rows in token_batches(np.full(100, 20), 1024)] == [51, 49], "without padding, batches are full"
+
+
 def test_token_batches_respect_the_limit_longest_first() -> None:
     batches = token_batches(LENGTHS, 100)
     assert sorted(np.concatenate(batches).tolist()) == list(range(333))
     for batch, following in pairwise(batches):
         longest = int(LENGTHS[batch].max())
-        assert len(batch) == max(1, 100 // longest), "as many as fit, or one that is too long"
+        following_padding = (longest - LENGTHS[batch]).sum() + longest - LENGTHS[following].max()
+        assert len(batch) == max(1, 100 // longest) or following_padding > 100 // 16, "full, or too much padding with one more"
+        assert len(batch) <= max(1, 100 // longest)
         assert LENGTHS[following].max() <= LENGTHS[batch].min()
     assert token_batches(np.array([500, 7, 0]), 100)[0].tolist() == [0]
     assert token_batches(np.zeros(0, np.int64), 100) == []

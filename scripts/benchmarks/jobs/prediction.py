@@ -25,6 +25,7 @@ ENGINES = (
     ("openvino", "fp32", "f32", "openvino_model.xml"),
     ("openvino", "fp32", "bf16", "openvino_model.xml"),
     ("openvino", "int8", "f32", "openvino_model.xml"),
+    ("openvino", "int8", "bf16", "openvino_model.xml"),
 )
 ROWS_TO_CHECK = 300  # rows on which exports are checked and int8 is calibrated
 
@@ -67,7 +68,7 @@ def _speed(setting: Setting, data: Answer, folder: str, exports: dict[str, Answe
             add(f"{HERE}torch {precision}", "ours_prediction.py", plain, run=folder, options=options)
         for engine, precision, hint, graph in ENGINES:
             export = exports[f"{engine}-{precision}"]
-            title = f"{engine} {'bf16' if hint == 'bf16' else precision}"
+            title = f"{engine} {precision}" + (", computed in bf16" if hint == "bf16" else "")
             add(f"{BY_HAND}{title}", "engine_by_hand.py", export["bytes"], engine=engine, graph=graph, precision=hint,
                 folder_of_export=export["folder"])  # fmt: skip
             options = {"precision": "bf16"} if hint == "bf16" else {}
