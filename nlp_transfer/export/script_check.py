@@ -10,6 +10,7 @@ import numpy as np
 from nlp_transfer.data.sources.rows import Rows
 from nlp_transfer.inference.predictor import Predictor
 from nlp_transfer.utils.errors import first_line
+from nlp_transfer.utils.interrupts import keep_signal_stack
 
 ROWS = 16
 
@@ -40,7 +41,8 @@ def _load(script: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with keep_signal_stack():  # the program may load OpenVINO
+        spec.loader.exec_module(module)
     return module
 
 

@@ -21,6 +21,7 @@ from nlp_transfer.models.layers import encoder_type
 from nlp_transfer.models.memory import is_out_of_memory
 from nlp_transfer.models.verification.allowed import WEIGHTS
 from nlp_transfer.utils.errors import UserError, first_line
+from nlp_transfer.utils.interrupts import keep_signal_stack
 
 T = TypeVar("T")
 
@@ -87,7 +88,8 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": streams,
         }
-        self.model = openvino.Core().compile_model(str(path), "CPU", settings)
+        with keep_signal_stack():
+            self.model = openvino.Core().compile_model(str(path), "CPU", settings)
         self.inputs = [value.any_name for value in self.model.inputs]
         self.outputs = [value.any_name for value in self.model.outputs]
         self.requests: SimpleQueue[Any] = SimpleQueue()  # a request computes one batch at a time

@@ -1,6 +1,8 @@
 """Convert SIGINT (Ctrl-C) and SIGTERM to an exception with an exit status."""
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,3 +48,22 @@ def raise_interrupts() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def keep_signal_stack() -> Iterator[None]:
+    """After the block, restore the stack on which this thread handles signals.
+
+    Each `openvino.Core` replaces that stack by its own, and frees it with itself. If two of them are not destroyed in reverse
+    order, the thread keeps a stack that has been freed, and the next signal, such as Ctrl-C, ends the process by a segmentation
+    fault.
+    """
+    if sys.platform != "linux":  # elsewhere OpenVINO leaves the stack alone
+        yield
+        return
+    system, stack = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # more than the size of a `stack_t`
+    system.sigaltstack(None, stack)
+    try:
+        yield
+    finally:
+        system.sigaltstack(stack, None)

@@ -122,6 +122,29 @@ def test_script_predicts_without_torch(trained: Any, exports: dict[str, Any], na
         np.testing.assert_allclose(after["probability"], before["probability"], atol=1e-5)
 
 
+SIGNALLED = """
+import gc, signal, sys
+from pathlib import Path
+from nlp_transfer import load_predictor
+from nlp_transfer.export.script_check import _load
+
+folder = Path(sys.argv[1])
+predictors = [load_predictor(folder), _load(folder / "predict.py"), load_predictor(folder), _load(folder / "predict.py")]
+while predictors:
+    del predictors[0]
+    gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_predictors_are_freed(exports: dict[str, Any]) -> None:
+    """OpenVINO frees the stack that it installs for signals with each model, whether or not the stack is in use."""
+    command = [sys.executable, "-c", SIGNALLED, str(exports["openvino-fp32"].folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["handled"]), done.stderr
+
+
 def test_telemetry_of_openvino_is_not_imported(exports: dict[str, Any]) -> None:
     assert load_predictor(exports["openvino-int8"].folder)(TEXTS)
     assert sys.modules["openvino_telemetry"] is None
