@@ -74,7 +74,8 @@ def predict_table(
     if accelerator is not None:
         batches = batches[accelerator.process_index :: accelerator.num_processes]
     was_training = model.training
-    model.eval()
+    if any(module.training for module in model.modules()):  # setting it again would take longer than some predictions
+        model.eval()
     try:
         with torch.inference_mode(), accelerated(model), ExitStack() as stack:
             progress = None
@@ -88,7 +89,8 @@ def predict_table(
                 if progress is not None:
                     progress.advance()
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
     results = [(predictor.predictions, predictor.indices, predictor.losses)]
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object

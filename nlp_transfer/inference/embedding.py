@@ -169,4 +169,5 @@ def _embedder(encoder: Any, tokenizer: Any, columns: list[str], *settings: Any) 
         raise UserError(f"embed: found a {encoder.config.model_type} model, which has a decoder; allowed: encoders")
     if len(columns) > 2:
         raise UserError(f"--column: found {len(columns)} columns; allowed: one, or two for pairs of texts")
-    return Embedder(encoder.to(inference_device()).eval(), tokenizer, columns, *settings)
+    frozen = encoder.to(inference_device()).eval().requires_grad_(False)  # copies of frozen weights are kept between calls
+    return Embedder(frozen, tokenizer, columns, *settings)

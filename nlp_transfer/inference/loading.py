@@ -102,7 +102,8 @@ def load_predictor(
             f"nlp-transfer export {model} --to {backend}"
         )
     precision, _ = resolve_precision(precision, encoder_type(checkpoint.config), "--precision")
-    return Predictor(loaded.to(inference_device()), checkpoint.tokenizer, saved, batch_size, precision)
+    frozen = loaded.to(inference_device()).requires_grad_(False)  # copies of frozen weights are kept between calls
+    return Predictor(frozen, checkpoint.tokenizer, saved, batch_size, precision)
 
 
 def load_translator(

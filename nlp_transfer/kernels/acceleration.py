@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -9,8 +10,10 @@ from torch import nn
 from nlp_transfer.kernels.allocator import keep_freed_memory
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.kernels.linear import Bf16Copies
 from nlp_transfer.kernels.sparse_adamw import SparseAdamWTable
 
+_COPIES: WeakKeyDictionary[nn.Module, Bf16Copies] = WeakKeyDictionary()  # of frozen models, for all predictions with them
 MIN_SPARSE_ROWS = 2048  # smaller tables are not lazy, since dense updates of them are cheap
 
 
@@ -66,7 +69,8 @@ class Acceleration:
             self._layer = last_layer(model) if logits_only else None
             if lazy_updates and _is_fused_adamw(self._inner):
                 self._tables = [SparseAdamWTable(table, self._inner) for table in _sparse_tables(model)]
-            self._functions = FastFunctions({id(table.table): table.lookup for table in self._tables})
+            copies = Bf16Copies() if self._trained else _COPIES.setdefault(model, Bf16Copies())
+            self._functions = FastFunctions({id(table.table): table.lookup for table in self._tables}, copies)
         if optimizer is not None:
             self._make_others_dense()
 

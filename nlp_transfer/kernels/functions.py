@@ -25,11 +25,12 @@ class FastFunctions(TorchFunctionMode):
 
     Args:
         lookups: functions that replace the embedding lookup, each under the `id` of its table.
+        copies: copies of the weights of the model.
     """
 
-    def __init__(self, lookups: Mapping[int, Lookup] | None = None) -> None:
+    def __init__(self, lookups: Mapping[int, Lookup] | None = None, copies: Bf16Copies | None = None) -> None:
         super().__init__()
-        self.copies, self.lookups = Bf16Copies(), dict(lookups or {})
+        self.copies, self.lookups = copies or Bf16Copies(), dict(lookups or {})
         self._bias: tuple[torch.Tensor, torch.Tensor] | None = None
         self._fast: dict[Any, Callable[..., torch.Tensor | None]] = {
             F.dropout: self._dropout,

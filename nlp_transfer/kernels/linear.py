@@ -1,5 +1,6 @@
 """Linear layers in bf16. They cast fp32 weights once per weight update instead of once per forward pass."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,26 +17,45 @@ def not_a_view(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.ops.aten._unsafe_view(tensor, shape)
 
 
+MIN_PACKED = 16  # outputs of a layer; for fewer, and few tokens, the call of oneDNN costs more than it saves
+
+
+@cache
+def can_pack() -> bool:
+    """Return whether this PyTorch and this CPU can multiply by bf16 weights in oneDNN's layout, as `torch.compile` does."""
+    operators = torch.ops.mkldnn
+    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
+    return all(hasattr(operators, name) for name in names) and bool(operators._is_mkldnn_bf16_supported())
+
+
 class Bf16Copies:
     """Cache of bf16 copies of fp32 parameters. A copy is renewed if its parameter has changed."""
 
     def __init__(self) -> None:
         # The references to parameters prevent reuse of their ids.
-        self._copies: dict[int, tuple[nn.Parameter, tuple[int, int], torch.Tensor]] = {}
+        self._copies: dict[tuple[int, bool], tuple[nn.Parameter, tuple[int, int], torch.Tensor]] = {}
         self._changes = 0
 
     def invalidate(self) -> None:
         """Mark trainable parameters as changed. Call this after fused optimizer steps, which do not update tensor versions."""
         self._changes += 1
 
-    def of(self, parameter: nn.Parameter) -> torch.Tensor:
-        """Return the bf16 copy of a parameter, detached from the graph."""
-        cached, version = self._copies.get(id(parameter)), (self._changes * parameter.requires_grad, parameter._version)
+    def of(self, parameter: nn.Parameter, packed: bool = False) -> torch.Tensor:
+        """Return the bf16 copy of a parameter, detached from the graph.
+
+        Args:
+            packed: whether to return a weight in the layout that oneDNN otherwise has to produce in every product.
+        """
+        key, version = (id(parameter), packed), (self._changes * parameter.requires_grad, parameter._version)
+        cached = self._copies.get(key)
         if cached is not None and cached[1] == version:
             return cached[2]
         with torch.inference_mode(False), torch.no_grad():  # so that training can use copies made in prediction
-            copy = parameter.detach().to(torch.bfloat16) if cached is None else cached[2].copy_(parameter)
-        self._copies[id(parameter)] = (parameter, version, copy)
+            if packed:
+                copy = torch.ops.mkldnn._reorder_linear_weight(parameter.detach().to(torch.bfloat16))
+            else:
+                copy = parameter.detach().to(torch.bfloat16) if cached is None else cached[2].copy_(parameter)
+        self._copies[key] = (parameter, version, copy)
         return copy
 
 
@@ -73,4 +93,9 @@ def linear(values: torch.Tensor, weight: nn.Parameter, bias: nn.Parameter | None
         copies: cache of bf16 weights.
     """
     bias16 = None if bias is None else copies.of(bias)
+    if not torch.is_grad_enabled() and len(weight) >= MIN_PACKED and can_pack():
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            values.to(torch.bfloat16), copies.of(weight, packed=True), bias16, "none", [], ""
+        )
+        return product
     return Linear.apply(values, weight, bias, copies.of(weight), bias16)

@@ -12,6 +12,7 @@ from nlp_transfer.kernels.attention import softmax, softmax_backward
 from nlp_transfer.kernels.dropout import dropout, keep_mask
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
 from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.kernels.linear import MIN_PACKED
 from nlp_transfer.models.preparation import enable_gradient_checkpointing
 from tests.helpers.models import FAMILIES, tiny_classifier
 
@@ -81,6 +82,22 @@ def test_linear_equals_autocast_bit_for_bit(bias: bool, frozen: bool) -> None:
     for plain, fast in zip(linear_result(False, bias, frozen), linear_result(True, bias, frozen), strict=True):
         assert plain.dtype == fast.dtype
         assert torch.equal(plain, fast)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs", [2, MIN_PACKED, 100])
+def test_linear_of_predictions_equals_autocast(outputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, functions = nn.Linear(48, outputs, bias=bias), FastFunctions()
+    every_second = torch.randn(6, 8, 48).transpose(0, 1)[:, ::2]
+    texts = torch.randn(1, 48), torch.randn(3, 5, 48), torch.randn(200, 48, dtype=BF16), every_second, torch.randn(0, 48)
+    with torch.inference_mode(), torch.autocast("cpu", BF16):
+        for values in texts:
+            with functions:
+                found = layer(values)
+            expected = layer(values)
+            assert (found.shape, found.dtype) == (expected.shape, BF16)
+            torch.testing.assert_close(found, expected, rtol=1 / 128, atol=1e-3)  # the last bit may be rounded differently
 
 
 def test_copy_made_in_prediction_serves_training() -> None:

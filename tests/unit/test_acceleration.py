@@ -1,5 +1,7 @@
 """The entry point of the fast kernels: which of them apply, and what training with them gives."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from nlp_transfer.kernels import accelerated, acceleration
 from nlp_transfer.kernels.functions import FastFunctions
+from nlp_transfer.kernels.linear import Bf16Copies
 from tests.helpers.models import tiny_classifier
 
 pytestmark = pytest.mark.model
@@ -124,6 +127,51 @@ def test_context_ends_and_can_be_entered_again() -> None:
     with pytest.raises(IndexError), fast:
         model(input_ids=torch.tensor([[10_000]]))
     assert ("forward" in vars(layer), active()) == (False, 0)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_copies_of_weights_are_kept_while_they_are_frozen(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused optimizers change weights without a new version, so copies of trained weights cannot be kept."""
+    model = make().requires_grad_(not frozen)
+    made: list[bool] = []
+    real = Bf16Copies.of
+
+    def of(copies: Bf16Copies, parameter: Any, packed: bool = False) -> torch.Tensor:
+        before = copies._copies.get((id(parameter), packed))
+        copy = real(copies, parameter, packed)
+        made.append(before is None or copy is not before[2])
+        return copy
+
+    monkeypatch.setattr(Bf16Copies, "of", of)
+
+    def predict() -> tuple[torch.Tensor, int]:
+        made.clear()
+        with torch.inference_mode(), accelerated(model), torch.autocast("cpu", torch.bfloat16):
+            return model(**inputs(0)).logits, sum(made)
+
+    first, count = predict()
+    assert count > 10
+    again, count_again = predict()
+    assert torch.equal(first, again)
+    assert count_again == (0 if frozen else count)
+    if frozen:
+        model.classifier.weight.mul_(-20.0)
+    else:
+        optimizer = optimizer_of(model, fused=True)
+        model(**inputs(0)).logits.sum().backward()
+        optimizer.step()
+    assert (predict()[0] - first).abs().max() > 0.1
+
+
+def test_copies_are_freed_with_their_model() -> None:
+    model = make().requires_grad_(False)
+    with torch.inference_mode(), accelerated(model), torch.autocast("cpu", torch.bfloat16):
+        model(**inputs(0))
+    weight = weakref.ref(model.classifier.weight)
+    assert model in acceleration._COPIES
+    del model
+    gc.collect()
+    assert weight() is None
 
 
 def test_other_devices_and_plain_settings_use_pytorch() -> None:

@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
 from nlp_transfer.data.sources.rows import from_columns
+from nlp_transfer.models.seq2seq import beam_search
 from nlp_transfer.models.seq2seq.candidates import best_candidates
 from nlp_transfer.models.seq2seq.generation import LengthLimit, configure_search, generate
 from nlp_transfer.models.seq2seq.logits_processors import suppressed_tokens
@@ -104,6 +105,26 @@ def _both(model: Any, tokenizers: Any, settings: dict[str, Any], pull: float) ->
     finally:
         model.generation_config = before
     return tuple([_up_to_end(row, tokenizers.end) for row in ids.tolist()] for ids in (found, wanted))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("beams", [2, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_search_does_not_depend_on_how_candidates_are_found(
+    family: str, beams: int, built: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 beams have more candidates than the vocabulary has tokens."""
+    model, tokenizers = built[family]
+    settings = copy.deepcopy(model.generation_config)
+    settings.update(eos_token_id=[tokenizers.end, *range(20, 26)], suppress_tokens=[7, 9])  # else few targets end by themselves
+    monkeypatch.setattr(model, "generation_config", settings)
+    ids, mask = _inputs(model)
+    found = []
+    for known in (suppressed_tokens, lambda _: None):
+        monkeypatch.setattr(beam_search, "suppressed_tokens", known)
+        with torch.inference_mode():
+            found.append(generate(model, tokenizers, ids, mask, LIMITS + 2, beams, 1.0).tolist())
+    assert found[0] == found[1]
+    assert len({tuple(row) for row in found[0]}) > 2
 
 
 @pytest.mark.parametrize("vocabulary", [7, 64, 200, 1000])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
 
 from nlp_transfer.models.seq2seq.candidates import best_candidates, check_finite
 from nlp_transfer.models.seq2seq.logits_processors import LengthLimit, suppressed_tokens
@@ -19,6 +20,42 @@ WORST_SCORE = -1e9  # below all other scores
 REMOVE_SHARE = 8  # finished rows are removed once at least 1/8 of the batch is finished
 
 SelectRows = Callable[[torch.Tensor], None]
+
+
+class BeamLayer(DynamicLayer):
+    """A cache layer that is reordered while the next token is appended, which copies keys and values once instead of twice.
+
+    Args:
+        layer: the layer to copy.
+    """
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        vars(self).update(vars(layer))
+        self.parents: torch.Tensor | None = None
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self.parents = beam_idx if self.parents is None else self.parents[beam_idx]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.parents is None or self.keys is None or self.values is None:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = (
+            _append(cached, self.parents, new) for cached, new in ((self.keys, key_states), (self.values, value_states))
+        )
+        self.parents = None
+        return self.keys, self.values
+
+
+def _append(cached: torch.Tensor, parents: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Return the cached states of the parents, followed by new ones; each of shape (rows, heads, tokens, width)."""
+    rows, heads, tokens, width = new.shape
+    joined = new.new_empty(rows, heads, cached.shape[2] + tokens, width)
+    torch.index_select(cached, 0, parents, out=joined[:, :, :-tokens])
+    joined[:, :, -tokens:] = new
+    return joined
 
 
 class DecoderState:
@@ -67,6 +104,8 @@ class DecoderState:
     def expand_beams(self) -> None:
         """Repeat each row for each beam; copies are adjacent."""
         self.cache.batch_repeat_interleave(self.beams)
+        layers = self.cache.self_attention_cache.layers
+        layers[:] = [BeamLayer(layer) if type(layer) is DynamicLayer else layer for layer in layers]
         self.states, self.mask = self.states.repeat_interleave(self.beams, 0), self.mask.repeat_interleave(self.beams, 0)
 
     def advance(self, done: torch.Tensor, targets: Any, parents: Any = None) -> torch.Tensor | None:
@@ -160,16 +199,20 @@ def _beam_search(
     is_finished = torch.zeros((count, beams), dtype=torch.bool, device=device)
     done = torch.zeros(count, dtype=torch.bool, device=device)
     limits, suppressed = [one for one in processors if isinstance(one, LengthLimit)], suppressed_tokens(processors)
-    first_scores = decoder.next_scores(ids[::beams, -1:]).repeat_interleave(beams, 0)
+    first_scores = decoder.next_scores(ids[::beams, -1:])
     decoder.expand_beams()
     while len(done):
         length = open_ids.shape[2]
         flat_ids = open_ids.reshape(-1, length)
-        if suppressed is None or length == prompt or any(limit.is_reached(length) for limit in limits):
-            logits = first_scores if length == prompt else decoder.next_scores(flat_ids[:, -1:])
+        is_first = length == prompt
+        if suppressed is None or any(limit.is_reached(length) for limit in limits):
+            logits = first_scores.repeat_interleave(beams, 0) if is_first else decoder.next_scores(flat_ids[:, -1:])
             scores = processors(flat_ids, logits.log_softmax(-1)).view(len(done), beams, -1) + open_scores[:, :, None]
             top_scores, top_indices = scores.flatten(1).topk(candidates)
             parents, tokens = top_indices // scores.shape[2], top_indices % scores.shape[2]
+        elif is_first:
+            top_scores, tokens = _first_candidates(processors(open_ids[:, 0], first_scores.log_softmax(-1)), candidates)
+            parents = torch.zeros_like(tokens)
         else:
             logits = decoder.next_logits(flat_ids[:, -1:])
             top_scores, parents, tokens = best_candidates(logits, open_scores, candidates, suppressed)
@@ -183,9 +226,11 @@ def _beam_search(
         merged, order = torch.cat((finished, end_scores), 1).topk(beams)
         is_finished = torch.cat((is_finished, is_new), 1).gather(1, order)
         finished = merged
-        for row in (order[:, 0] >= beams).nonzero().flatten().tolist():
-            candidate = int(order[row, 0]) - beams
-            best[row] = torch.cat((open_ids[row, parents[row, candidate]], tokens[row, candidate, None]))
+        better = (order[:, 0] >= beams).nonzero().flatten()
+        chosen = order[better, 0] - beams
+        targets = torch.cat((open_ids[better, parents[better, chosen]], tokens[better, chosen, None]), 1)
+        for row, target in zip(better.tolist(), targets, strict=True):
+            best[row] = target
 
         # The best candidates that do not end become open targets.
         open_scores, order = (top_scores + WORST_SCORE * is_end).topk(beams)
@@ -205,3 +250,18 @@ def _beam_search(
                 tensor[remaining] for tensor in (open_ids, open_scores, finished, is_finished, done)
             )
     return decoder.targets
+
+
+def _first_candidates(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the best first tokens of each row, the best first. If too few are allowed, copies of the best one follow.
+
+    Args:
+        scores: log-probabilities, -inf for tokens that are not allowed; float32 of shape (rows, vocabulary).
+
+    Returns:
+        Scores (float32) and tokens (int64) of shape (rows, count). Copies have the score `WORST_SCORE`.
+    """
+    padded = torch.nn.functional.pad(scores, (0, max(0, count - scores.shape[1])), value=-torch.inf)
+    top_scores, tokens = padded.topk(count)
+    is_allowed = top_scores > -torch.inf
+    return torch.where(is_allowed, top_scores, WORST_SCORE), torch.where(is_allowed, tokens, tokens[:, :1])
