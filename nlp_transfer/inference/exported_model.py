@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -87,6 +88,7 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision],
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": streams,
+            "CACHE_DIR": os.environ.get("OPENVINO_CACHE", ""),  # a folder for compiled models, which are then loaded faster
         }
         with keep_signal_stack():
             self.model = openvino.Core().compile_model(str(path), "CPU", settings)

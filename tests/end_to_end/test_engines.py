@@ -1,6 +1,7 @@
 """Exports for onnxruntime and OpenVINO: equal to the trained model, usable by every command, and without torch."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,22 @@ def test_script_predicts_without_torch(trained: Any, exports: dict[str, Any], na
         after = json.loads(line)
         assert after["prediction"] == before["prediction"]
         np.testing.assert_allclose(after["probability"], before["probability"], atol=1e-5)
+
+
+def test_compiled_models_are_loaded_from_a_cache(
+    exports: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, str(exports["openvino-int8"].folder / "predict.py"), *TEXTS]
+    printed_by: list[str] = []
+    for cache in ("", str(tmp_path), str(tmp_path)):
+        environment = os.environ | {"OPENVINO_CACHE": cache}
+        printed_by.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(printed_by[0].splitlines()) == len(TEXTS)
+    assert printed_by == printed_by[:1] * 3
+    expected = load_predictor(exports["openvino-int8"].folder)(TEXTS)
+    monkeypatch.setenv("OPENVINO_CACHE", str(tmp_path))
+    assert load_predictor(exports["openvino-int8"].folder)(TEXTS) == expected
+    assert len(list(tmp_path.glob("*.blob"))) == 1
 
 
 SIGNALLED = """

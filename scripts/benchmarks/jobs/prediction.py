@@ -104,6 +104,9 @@ def _first_prediction(setting: Setting, folder: str, exports: dict[str, Answer],
         commands[f"predict {name} TEXT"] = [*python, export["folder"], text]
         if (script := Path(export["folder"]) / "predict.py").is_file():
             commands[f"{name}/predict.py TEXT"] = [sys.executable, str(script), text]
+            if name.startswith("openvino"):
+                cache = f"OPENVINO_CACHE={setting.out / 'compiled'}"
+                commands[f"{name}/predict.py TEXT, compiled before"] = ["env", cache, sys.executable, str(script), text]
     workers: list[Worker] = []
     try:
         workers += [setting.worker(title, "first_prediction.py", command=command) for title, command in commands.items()]
