@@ -42,7 +42,7 @@ def load_predictor(
     task: type[Task] | Task | None = None,
     backend: str = "auto",
 ) -> Predictor:
-    """Load a saved model for prediction.
+    """Load a saved model for prediction. Its parameters are frozen.
 
     Models that other programs saved can be loaded too. Labels are read from their configuration; columns have their default
     names, such as `text` for a classifier. Models that generate text are taken for translation models unless `settings` has
