@@ -31,7 +31,7 @@ IDS = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 
 OWN: dict[str, dict[str, Any]] = {
     "bigbird_pegasus": {"attention_type": "original_full"},
     "big_bird": {"attention_type": "original_full"},
-    "canine": {"num_hash_buckets": 64, "local_transformer_stride": 8, "vocab_size": None},
+    "canine": {"num_hash_buckets": 512, "local_transformer_stride": 8, "vocab_size": None},
     "longformer": {"attention_window": [8, 8], "pad_token_id": 1, "max_position_embeddings": POSITIONS + 2},
     "mobilebert": {"true_hidden_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
     "perceiver": {"num_latents": 8, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 1,
