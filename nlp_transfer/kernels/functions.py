@@ -52,9 +52,11 @@ class FastFunctions(TorchFunctionMode):
             return None
         return dropout(input, p)
 
-    def _linear(self, input: torch.Tensor, weight: Any, bias: Any = None) -> torch.Tensor | None:
+    def _linear(self, input: torch.Tensor, weight: Any, bias: Any = None) -> torch.Tensor:
+        # PyTorch multiplies inputs that are not contiguous in another order if the weight is frozen.
+        input = input.contiguous()
         if not _computes_bf16(input) or not _is_weight(weight) or not (bias is None or _is_weight(bias)):
-            return None
+            return torch._C._nn.linear(input, weight, bias)
         return linear(input, weight, bias, self.copies)
 
     def _attention(
