@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
 
 from nlp_transfer.kernels.allocator import keep_freed_memory
 from nlp_transfer.kernels.first_token import first_token_only, last_layer
@@ -125,8 +126,7 @@ class Acceleration:
         self.optimizer.zero_grad()
         self._factor = 1.0
         vars(self._inner).pop("grad_scale", None)
-        if self._functions is not None:
-            self._functions.copies.invalidate()
+        increment_version(self._trained)  # fused optimizers do not, and copies of weights depend on it
 
     def discard_gradient(self) -> None:
         """Clear the gradient without taking a step."""

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+MIN_PACKED = 16  # outputs of a layer; for fewer, and few tokens, the call of oneDNN costs more than it saves
+
 
 def not_a_view(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Reshape the result of a custom autograd function without registering a view.
@@ -15,9 +17,6 @@ def not_a_view(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     `tensor` afterwards.
     """
     return torch.ops.aten._unsafe_view(tensor, shape)
-
-
-MIN_PACKED = 16  # outputs of a layer; for fewer, and few tokens, the call of oneDNN costs more than it saves
 
 
 @cache
@@ -33,12 +32,7 @@ class Bf16Copies:
 
     def __init__(self) -> None:
         # The references to parameters prevent reuse of their ids.
-        self._copies: dict[tuple[int, bool], tuple[nn.Parameter, tuple[int, int], torch.Tensor]] = {}
-        self._changes = 0
-
-    def invalidate(self) -> None:
-        """Mark trainable parameters as changed. Call this after fused optimizer steps, which do not update tensor versions."""
-        self._changes += 1
+        self._copies: dict[tuple[int, bool], tuple[nn.Parameter, int, torch.Tensor]] = {}
 
     def of(self, parameter: nn.Parameter, packed: bool = False) -> torch.Tensor:
         """Return the bf16 copy of a parameter, detached from the graph.
@@ -46,16 +40,16 @@ class Bf16Copies:
         Args:
             packed: whether to return a weight in the layout that oneDNN otherwise has to produce in every product.
         """
-        key, version = (id(parameter), packed), (self._changes * parameter.requires_grad, parameter._version)
+        key = (id(parameter), packed)
         cached = self._copies.get(key)
-        if cached is not None and cached[1] == version:
+        if cached is not None and cached[1] == parameter._version:
             return cached[2]
         with torch.inference_mode(False), torch.no_grad():  # so that training can use copies made in prediction
             if packed:
                 copy = torch.ops.mkldnn._reorder_linear_weight(parameter.detach().to(torch.bfloat16))
             else:
                 copy = parameter.detach().to(torch.bfloat16) if cached is None else cached[2].copy_(parameter)
-        self._copies[key] = (parameter, version, copy)
+        self._copies[key] = (parameter, parameter._version, copy)
         return copy
 
 

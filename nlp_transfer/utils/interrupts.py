@@ -1,4 +1,4 @@
-"""Convert SIGINT (Ctrl-C) and SIGTERM to an exception with an exit status."""
+"""Convert SIGINT (Ctrl-C) and SIGTERM to an exception with an exit status, and keep the stack on which signals are handled."""
 
 import ctypes
 import signal

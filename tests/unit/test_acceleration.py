@@ -163,6 +163,21 @@ def test_copies_of_weights_are_kept_while_they_are_frozen(frozen: bool, monkeypa
     assert (predict()[0] - first).abs().max() > 0.1
 
 
+def test_training_renews_the_copies_of_a_model_that_is_frozen_before_and_after() -> None:
+    model = make().requires_grad_(False)
+
+    def predict() -> torch.Tensor:
+        with torch.inference_mode(), accelerated(model), torch.autocast("cpu", torch.bfloat16):
+            return model(**inputs(0)).logits
+
+    first = predict()
+    optimizer = optimizer_of(model.requires_grad_(True), fused=True)
+    model(**inputs(0)).logits.sum().backward()
+    accelerated(model, optimizer).step()
+    model.requires_grad_(False)
+    assert (predict() - first).abs().max() > 0.1
+
+
 def test_copies_are_freed_with_their_model() -> None:
     model = make().requires_grad_(False)
     with torch.inference_mode(), accelerated(model), torch.autocast("cpu", torch.bfloat16):
